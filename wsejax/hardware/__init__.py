@@ -1,0 +1,12 @@
+"""What the machine is: generations, defects, the logical mesh, and the wafer that programs are compiled for."""
+
+from .defects import DefectMap as DefectMap
+from .devices import request_cpu_devices as request_cpu_devices
+from .remap import Remap as Remap
+from .remap import UnusableWaferError as UnusableWaferError
+from .remap import remap as remap
+from .spec import WSE1 as WSE1
+from .spec import WSE2 as WSE2
+from .spec import WSE3 as WSE3
+from .spec import WaferSpec as WaferSpec
+from .wafer import Wafer as Wafer
