@@ -1,0 +1,27 @@
+"""The runtime round a step: state, data, checkpoints, the folder of a run."""
+
+from .checkpoint import CheckpointMismatchError, Checkpoints, CorruptCheckpointError, Restored
+from .data import Corpus, load_corpus, train_batches, validation_batches
+from .rundir import MetricsLog, RunDirectory, RunDirectoryError, read_metrics
+from .state import TrainState, abstract_like, init_train_state, make_train_step, next_token_loss, split_model
+
+__all__ = [
+    "CheckpointMismatchError",
+    "Checkpoints",
+    "Corpus",
+    "CorruptCheckpointError",
+    "MetricsLog",
+    "Restored",
+    "RunDirectory",
+    "RunDirectoryError",
+    "TrainState",
+    "abstract_like",
+    "init_train_state",
+    "load_corpus",
+    "make_train_step",
+    "next_token_loss",
+    "read_metrics",
+    "split_model",
+    "train_batches",
+    "validation_batches",
+]

@@ -1,0 +1,208 @@
+"""Text as byte tokens: documents, a split by document, and batches whose place in the data can be saved.
+
+The corpus is one uint8 array in memory; a window is a start index into it, so neither the split nor the shuffle copies text.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+VOCABULARY = 256
+"""Byte tokens: every file is valid text, whatever its encoding."""
+
+SEPARATOR = b"\0"
+"""Ends every document: a byte that text does not use."""
+
+MAX_DOCUMENT_BYTES = 1 << 16
+"""A longer document is cut, so that one large file still gives both training and validation text."""
+
+_NOT_LIBRARY = {
+    "__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "idlelib", "ensurepip", "encodings",
+    "pydoc_data",
+}  # fmt: skip  # installed packages, tests and tables; pydoc_data is read through its module, as prose
+
+Batch = dict[str, Int32[np.ndarray, "batch time"]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents as one array, and where the windows of each side of the split begin.
+
+    tokens: uint8[bytes]. train_starts, validation_starts: int64, each the first byte of a window of context + 1 bytes; windows of
+    one side overlap by their last byte only, and no byte is in windows of both sides.
+    digest: names the text (SHA-256 over the documents), so that a resumed run can tell that its text has changed.
+    """
+
+    tokens: UInt8[np.ndarray, " bytes"]
+    train_starts: Int64[np.ndarray, " train_windows"]
+    validation_starts: Int64[np.ndarray, " validation_windows"]
+    context: int
+    documents: int
+    digest: str
+
+    def window(self, start: int) -> UInt8[np.ndarray, " time"]:
+        """The context + 1 bytes from `start`."""
+        return self.tokens[start : start + self.context + 1]
+
+
+def standard_library_documents() -> Iterator[bytes]:
+    """Text that every Python installation carries: the language's documentation topics, then the library's sources, in name order."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions package it apart
+        topics = {}
+    for name in sorted(topics):
+        yield topics[name].encode("utf-8", "replace")
+    root = Path(sysconfig.get_path("stdlib"))
+    # as_posix, so that the order does not depend on the platform's separator
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        if not _NOT_LIBRARY.intersection(path.relative_to(root).parts):
+            yield path.read_bytes()
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths and glob patterns (`**` included) name, without repeats, sorted within a pattern.
+
+    Raises FileNotFoundError for a path that is not there or a pattern that matches no file, IsADirectoryError for a folder.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise IsADirectoryError(f"--data {pattern} is a folder; name its files, for example --data '{pattern.rstrip('/')}/**/*.txt'")
+        if path.is_file():
+            found[path] = None
+            continue
+        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            what = "matches no file" if glob.has_magic(pattern) else "does not exist"
+            raise FileNotFoundError(f"--data {pattern} {what}; give existing files, or leave --data out to train on Python's own library")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fraction: float = 0.05) -> Corpus:
+    """Read the files that `patterns` name, or Python's own library where there are none, and split it by document.
+
+    The split depends on the documents' content alone: no seed, no path. Raises ValueError where the text is empty or too short for
+    one window of context + 1 bytes on each side, and what `find_files` raises.
+    """
+    if patterns:
+        files = find_files(patterns)
+        empty = [str(path) for path in files if path.stat().st_size == 0]
+        if empty:
+            raise ValueError(f"--data: empty file{'s' if len(empty) > 1 else ''} {', '.join(empty[:5])}; leave out what holds no text")
+        total_bytes = sum(path.stat().st_size for path in files)
+        documents: Iterable[bytes] = (path.read_bytes() for path in files)
+        # a single small file still has to give some twenty documents to split
+        document_bytes = int(np.clip(total_bytes // 20, context + 1, MAX_DOCUMENT_BYTES))
+    else:
+        documents, document_bytes = standard_library_documents(), MAX_DOCUMENT_BYTES
+    return corpus_of(documents, context=context, document_bytes=document_bytes, validation_fraction=validation_fraction)
+
+
+def corpus_of(
+    documents: Iterable[bytes], *, context: int, document_bytes: int = MAX_DOCUMENT_BYTES, validation_fraction: float = 0.05
+) -> Corpus:
+    """Documents, cut at document_bytes, as a Corpus. The pieces with the smallest hashes are for validation, at least one.
+
+    Two pieces of equal content fall on the same side.
+    """
+    buffer = bytearray()
+    ends: list[int] = []
+    hashes: list[bytes] = []
+    for document in documents:
+        for begin in range(0, len(document), document_bytes):
+            piece = document[begin : begin + document_bytes]
+            buffer += piece
+            if begin + document_bytes >= len(document):
+                buffer += SEPARATOR
+            ends.append(len(buffer))
+            hashes.append(hashlib.sha256(piece).digest())
+    digest = hashlib.sha256(b"".join(hashes)).hexdigest()
+    validation = _validation_pieces(hashes, ends, context, validation_fraction)
+    train_starts, validation_starts = (_window_starts(ends, side, context) for side in (~validation, validation))
+    if not len(train_starts) or not len(validation_starts):
+        raise ValueError(
+            f"--data holds {len(buffer)} bytes in {len(ends)} pieces: too little text for one training and one validation window of "
+            f"{context + 1} bytes; give more text or a smaller --model.context"
+        )
+    tokens = np.frombuffer(buffer, np.uint8)
+    tokens.flags.writeable = False
+    return Corpus(tokens, train_starts, validation_starts, context, len(ends), digest)
+
+
+def _validation_pieces(hashes: list[bytes], ends: list[int], context: int, fraction: float) -> np.ndarray:
+    sizes = np.diff(ends, prepend=0)
+    chosen = np.zeros(len(hashes), bool)
+    wanted_bytes, bytes_so_far, have_window = fraction * sum(sizes), 0, False
+    rank: dict[bytes, list[int]] = {}
+    for index, value in enumerate(hashes):
+        rank.setdefault(value, []).append(index)
+    for value in sorted(rank):
+        if have_window and bytes_so_far >= wanted_bytes:
+            break
+        for index in rank[value]:
+            chosen[index] = True
+            bytes_so_far += int(sizes[index])
+            have_window |= bool(sizes[index] > context)
+    return chosen
+
+
+def _window_starts(ends: list[int], side: np.ndarray, context: int) -> Int64[np.ndarray, " windows"]:
+    """Windows run over the borders of documents that lie beside each other on the same side, never over one of the other side."""
+    starts, run_begin, begin = [], 0, 0
+    for end, here in zip([*ends, ends[-1] if ends else 0], [*side, False], strict=True):
+        if not here:
+            starts.append(np.arange(run_begin, begin - context, context, dtype=np.int64))
+            run_begin = end
+        begin = end
+    return np.concatenate(starts)
+
+
+class _Windows:
+    """Random access for grain: item i is window i of one side, uint8[context + 1]."""
+
+    def __init__(self, corpus: Corpus, starts: Int64[np.ndarray, " windows"]):
+        self._corpus, self._starts = corpus, starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, " time"]:
+        return self._corpus.window(int(self._starts[index]))
+
+
+def as_batch(windows: UInt8[np.ndarray, "batch time"]) -> Batch:
+    """Windows of context + 1 bytes as int32 `tokens` and, one byte later, `targets`, both [batch, context]."""
+    return {"tokens": windows[:, :-1].astype(np.int32), "targets": windows[:, 1:].astype(np.int32)}
+
+
+def train_batches(corpus: Corpus, *, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """An endless iterator of batches, every epoch in an order of its own that depends on `seed` alone.
+
+    `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very next batch.
+    """
+    dataset = grain.MapDataset.source(_Windows(corpus, corpus.train_starts)).shuffle(seed).repeat().batch(batch_size).map(as_batch)
+    # slicing an array in memory is too cheap for reader threads, and there are few cores
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def validation_batches(corpus: Corpus, *, batch_size: int, batches: int) -> list[Batch]:
+    """The same batches every time: windows spread evenly over the validation documents. Fewer where the text has fewer, but at least
+    one full batch, which repeats windows if it must."""
+    starts = corpus.validation_starts
+    batches = max(1, min(batches, len(starts) // batch_size))
+    picks = np.linspace(0, len(starts), batches * batch_size, endpoint=False).astype(np.int64)
+    windows = np.stack([corpus.window(int(start)) for start in starts[picks]])
+    return [as_batch(part) for part in np.split(windows, batches)]
