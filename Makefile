@@ -66,7 +66,7 @@ clean: ## remove .venv, builds and caches; what runs wrote stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml hatch_build.py $(if $(STALE),FORCE)
-	@if [ -n '$(STALE)' ]; then \
+	@found=; if [ -n '$(STALE)' ]; then \
 		for candidate in $(if $(PYTHON),'$(PYTHON)',$(PYTHONS)); do \
 			if "$$candidate" -c '$(PROBE)' >/dev/null 2>&1; then found=$$candidate; break; fi; \
 		done; \
