@@ -7,7 +7,9 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,6 +17,7 @@ from jaxtyping import Bool
 from .spec import WaferSpec
 
 _FORMAT = "wsejax.DefectMap/1"
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
 _PARTS = ("dead_pes", "dead_east_links", "dead_south_links")
 
 
@@ -57,9 +60,9 @@ class DefectMap:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if self.dead_east_links[:, -1].any():
-            raise ValueError("dead_east_links[:, -1] has True: no link leads east from the last column; set it to False")
+            raise ValueError("dead_east_links[:, -1] has True: no link leads east of the last column; set it to False")
         if self.dead_south_links[-1].any():
-            raise ValueError("dead_south_links[-1] has True: no link leads south from the last row; set it to False")
+            raise ValueError("dead_south_links[-1] has True: no link leads south of the last row; set it to False")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a DefectMap is immutable: build a new one instead of setting {name}")
@@ -117,16 +120,16 @@ class DefectMap:
         """Random manufacturing defects, placed in millimetres on the wafer and then mapped to what they hit.
 
         The number of defects is Poisson with mean `per_mm2 x area` (about 0.001 per mm2 on TSMC 5 nm, Cerebras' "100x
-        Defect Tolerance"), or, with `clustering`, negative binomial die by die: each die draws its own density, Gamma with
-        mean `per_mm2` and shape `clustering` (Stapper 1973; a die of area A has variance m + m^2 / clustering at mean
-        m = A x per_mm2). A smaller `clustering` is more clustered.
+        Defect Tolerance"), or, with `clustering`, negative binomial die by die: each die draws its own density, Gamma
+        with mean `per_mm2` and shape `clustering` (Stapper 1973; a die of area A has variance m + m^2 / clustering at
+        mean m = A x per_mm2). A smaller `clustering` is more clustered.
 
         A defect falls uniformly on the area. With probability `link_share` it cuts the wires of the PE edge that is
         nearest (that link dies), otherwise it kills the PE. The area of the wires is not published; 0.1 is a choice.
         Several defects may hit the same PE, so counts of dead parts can be slightly below counts of defects.
 
         Raises:
-          ValueError: a density or `link_share` outside its range, `clustering` not positive, `seed` not a natural number.
+          ValueError: a density or `link_share` out of range, `clustering` not positive, or `seed` not a natural number.
         """
         if not (np.isfinite(per_mm2) and per_mm2 >= 0):
             raise ValueError(f"per_mm2={per_mm2!r}: a density is finite and not negative, for example 0.001 for 5 nm")
@@ -186,13 +189,12 @@ class DefectMap:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file, whole or not at all: an interrupted save leaves an older file as it was."""
         path = Path(path)
-        arrays = {name: np.packbits(getattr(self, name)) for name in _PARTS}
+        content: dict[str, Any] = {name: np.packbits(getattr(self, name)) for name in _PARTS}
+        content |= {"format": np.array(_FORMAT), "shape": np.array(self.shape), "digest": np.array(self.digest)}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(
-                    file, format=np.array(_FORMAT), shape=np.array(self.shape), digest=np.array(self.digest), **arrays
-                )
+                np.savez_compressed(file, **content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp made it private; a saved map is an ordinary file
@@ -216,11 +218,14 @@ class DefectMap:
                     raise ValueError(f"its format is not {_FORMAT!r}")
                 rows, cols = (int(size) for size in file["shape"])
                 digest = str(file["digest"])
-                parts = [np.unpackbits(file[name], count=rows * cols).view(bool) for name in _PARTS]
+                packed = [file[name] for name in _PARTS]
+            if any(part.size != -(-rows * cols // 8) for part in packed):
+                raise ValueError(f"its arrays are not of shape {rows} x {cols}")
+            parts = [np.unpackbits(part, count=rows * cols).view(bool) for part in packed]
             loaded = cls(*(part.reshape(rows, cols) for part in parts))
             if loaded.digest != digest:
                 raise ValueError("its content does not match its checksum")
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"path={str(path)!r}: not a readable defect map ({error}); {way_out}") from error
         return loaded
 

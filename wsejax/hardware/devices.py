@@ -23,7 +23,7 @@ def request_cpu_devices(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of CPU devices is a positive integer, such as request_cpu_devices(4)")
-    wanted = max(n, jax.config.jax_num_cpu_devices)
+    wanted = max(n, jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
     threads_before = os.environ.get("NPROC")
     os.environ["NPROC"] = str(max(_thread_count(threads_before), 2 * wanted))  # read by XLA when its backend starts
     try:
@@ -36,9 +36,10 @@ def request_cpu_devices(n: int) -> None:
         running = len(jax.devices("cpu"))
         if running < n:
             raise RuntimeError(
-                f"request_cpu_devices({n}): JAX already runs with {running} CPU device(s), and the number cannot change "
-                "any more. Call request_cpu_devices first, right after the imports and before any array, jax.devices() "
-                f"or Wafer; or start the program with XLA_FLAGS=--xla_force_host_platform_device_count={n}"
+                f"request_cpu_devices({n}): JAX already runs with {running} CPU device(s), and the number cannot "
+                "change any more. Call request_cpu_devices first, right after the imports and before any array, "
+                "jax.devices() or Wafer; or start the program with "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={n}"
             ) from late
 
 

@@ -125,10 +125,10 @@ class WaferSpec:
     def scaled(self, rows: int, cols: int) -> WaferSpec:
         """A `rows` x `cols` rectangle cut from this wafer's north-west corner, with the same PE, die and clock.
 
-        What belongs to a PE (SRAM, lanes, hop, link, colours) is kept. Width and height follow the PE pitch. The dies keep
-        their size, so the rectangle holds fewer. Every total of the wafer or its system (marketing cores and peak, SRAM,
-        fabric and I/O bandwidth, power) is multiplied by the share of physical PEs that remains, which keeps the balance
-        of compute, memory and I/O. All of the rectangle is usable, up to the usable grid of this wafer.
+        What belongs to a PE (SRAM, lanes, hop, link, colours) is kept. Width and height follow the PE pitch. The dies
+        keep their size, so the rectangle holds fewer. Every total of the wafer or its system (marketing cores and peak,
+        SRAM, fabric and I/O bandwidth, power) is multiplied by the share of physical PEs that remains, which keeps the
+        balance of compute, memory and I/O. All of the rectangle is usable, up to the usable grid of this wafer.
 
         Raises:
           ValueError: `rows` or `cols` is no positive integer, or is larger than this wafer.
@@ -166,7 +166,7 @@ WSE1 = WaferSpec(
     marketing_cores=400_000,  # HC31
     width_mm=215.0,  # HC31: 46,225 mm2, a square of 215 mm
     height_mm=215.0,  # HC31
-    clock_hz=0.85e9,  # derived: SC20's 0.86 PF at a third of peak over 380,000 PEs of 8 flop; 0.85 to 0.94 are consistent
+    clock_hz=0.85e9,  # derived: SC20's 0.86 PF at a third of peak, 380,000 PEs of 8 flop; up to 0.94 is consistent
     sram_per_pe_bytes=48 * 1024,  # SC20: 48 KB a core
     sram_bytes_per_cycle_per_pe=24,  # SC20: a 16-byte read and an 8-byte write each cycle
     sram_bandwidth_bytes_per_second=9e15,  # data sheet: 9 PB/s
@@ -225,7 +225,7 @@ WSE3 = WaferSpec(
     cols=792,  # derived: 12 dies of 66, see die_rows
     usable_rows=1170,  # SDK and WaferLLM device flags: a 762 x 1172 fabric, less 2 rows of host halo (SDK memcpy)
     usable_cols=755,  # the same fabric, less 7 columns of host halo (SDK memcpy)
-    die_rows=175,  # derived, low confidence: 84 dies (HC24) with WSE-2's 66 columns give Yield's 970,000 cores at 175 rows
+    die_rows=175,  # derived, low confidence: 84 dies (HC24) of WSE-2's 66 columns make Yield's 970,000 cores
     die_cols=66,  # WSE-2's die (HC34), assumed the same
     marketing_cores=900_000,  # HC24
     width_mm=215.0,  # HC24: 46,225 mm2

@@ -39,6 +39,9 @@ class Wafer:
     remap: Remap
     tiles: Grid
     devices: Grid
+    _arguments: dict[str, Any]
+    _mesh: Mesh | None
+    _key: tuple[Any, ...]
 
     def __init__(
         self,
@@ -56,8 +59,8 @@ class Wafer:
             raise ValueError(f"defects={defects!r}: give a DefectMap, for example DefectMap.none(spec)")
         if defects.shape != (spec.rows, spec.cols):
             raise ValueError(
-                f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} physical PEs; make the map for this spec, "
-                f"or use spec.scaled{defects.shape}"
+                f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} physical PEs; make the map for this "
+                f"spec, or use spec.scaled{defects.shape}"
             )
         if devices is not None and mesh is not None:
             raise ValueError(f"devices={devices!r} and mesh={mesh!r}: give one of the two, a mesh fixes its devices")
@@ -73,10 +76,10 @@ class Wafer:
             devices = _default_devices(tiles, (embedding.rows, embedding.cols))
         tiles = tiles or devices
         if tiles[0] % devices[0] or tiles[1] % devices[1]:
+            multiple = tuple(-(-tile // device) * device for tile, device in zip(tiles, devices, strict=True))
             raise ValueError(
-                f"tiles={tiles}: not divisible by devices={devices} on each axis; choose tiles in multiples of the devices, "
-                "such as "
-                f"{(-(-tiles[0] // devices[0]) * devices[0], -(-tiles[1] // devices[1]) * devices[1])}, or other devices"
+                f"tiles={tiles}: not divisible by devices={devices} on each axis; choose tiles in multiples of the "
+                f"devices, such as tiles={multiple}, or other devices"
             )
         if mesh is None and devices != (1, 1):
             _check_device_count(devices)
@@ -153,11 +156,13 @@ class Wafer:
     @property
     def mesh(self) -> Mesh:
         """The device mesh, axes ("y", "x"): the given one, or the first of `jax.devices()` with Auto axes."""
-        if self._mesh is None:
+        mesh = self._mesh
+        if mesh is None:
             count = self.devices[0] * self.devices[1]
             grid = np.array(jax.devices()[:count]).reshape(self.devices)
-            object.__setattr__(self, "_mesh", Mesh(grid, ("y", "x"), axis_types=(AxisType.Auto, AxisType.Auto)))
-        return self._mesh
+            mesh = Mesh(grid, ("y", "x"), axis_types=(AxisType.Auto, AxisType.Auto))
+            object.__setattr__(self, "_mesh", mesh)
+        return mesh
 
     def __repr__(self) -> str:
         rows, cols = self.logical_grid
@@ -193,9 +198,11 @@ def _checked_grid(name: str, grid: object) -> Grid:
     raise ValueError(f"{name}={grid!r}: give two positive integers (rows, cols), such as {name}=(2, 2)")
 
 
-def _grid_of_mesh(mesh: object) -> Grid:
+def _grid_of_mesh(mesh: Any) -> Grid:
     if not isinstance(mesh, Mesh) or mesh.axis_names != ("y", "x"):
-        raise ValueError(f'mesh={mesh!r}: give a jax.sharding.Mesh with the two axes ("y", "x"), or devices=(rows, cols)')
+        raise ValueError(
+            f'mesh={mesh!r}: give a jax.sharding.Mesh with the two axes ("y", "x"), or devices=(rows, cols)'
+        )
     return mesh.shape["y"], mesh.shape["x"]
 
 
@@ -207,8 +214,8 @@ def _embed(spec: WaferSpec, defects: DefectMap, least: Grid, name: str) -> Remap
         if least == (1, 1) or not error.rows:
             raise
         raise ValueError(
-            f"{name}={least}: more {name} than logical PEs, of which {spec.name} has {error.rows} x {error.cols} at most "
-            f"({defects!r}); use fewer {name} on an axis, a larger wafer, or fewer defects"
+            f"{name}={least}: more {name} than logical PEs, of which {spec.name} has {error.rows} x {error.cols} at "
+            f"most ({defects!r}); use fewer {name} on an axis, a larger wafer, or fewer defects"
         ) from error
 
 
