@@ -1,8 +1,8 @@
 """Checkpoints that survive kills, corruption and a change of machine: orbax, plus a listing of what each one holds.
 
-A checkpoint is an ordinary orbax folder, `<directory>/<step>/{state,meta}`: `state` restores with orbax alone (nested dicts of
-arrays), `meta` is JSON. The listing in `meta` (shape, dtype and CRC-32 of every array) is there because orbax casts a differing dtype
-without a word and would not notice a changed byte in an uncompressed array.
+A checkpoint is an ordinary orbax folder, `<directory>/<step>/{state,meta}`: `state` restores with orbax alone (nested
+dicts of arrays), `meta` is JSON. The listing in `meta` (shape, dtype and CRC-32 of every array) is there because
+orbax casts a differing dtype without a word and would not notice a changed byte in an uncompressed array.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class CorruptCheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Restored:
-    """One checkpoint read back: its step, the state laid out as asked, the data iterator's state, and the caller's own meta."""
+    """One checkpoint read back: its step, the state laid out as asked, the data iterator's state, and the caller's
+    own meta."""
 
     step: int
     state: PyTree
-    data_state: Mapping[str, Any] | None
-    meta: Mapping[str, Any]
+    data_state: dict[str, Any] | None
+    meta: dict[str, Any]
 
 
 def _warn(message: str) -> None:
@@ -61,7 +62,7 @@ def _listing(tree: PyTree, *, checksums: bool) -> dict[str, dict[str, Any]]:
     for path, leaf in _flat(tree).items():
         entry: dict[str, Any] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         if checksums and getattr(leaf, "is_fully_addressable", True):
-            entry["crc32"] = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+            entry["crc32"] = zlib.crc32(memoryview(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
         listing[path] = entry
     return listing
 
@@ -78,23 +79,33 @@ def compare_states(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, 
         if here is None or there is None:
             words.append(f"{path} is only in the {'checkpoint' if here is None else 'state to fill'}")
         elif (here["shape"], here["dtype"]) != (there["shape"], there["dtype"]):
-            words.append(f"{path} is {there['dtype']}{there['shape']} in the checkpoint, {here['dtype']}{here['shape']} in the state to fill")
+            words.append(
+                f"{path} is {there['dtype']}{there['shape']} in the checkpoint, "
+                f"{here['dtype']}{here['shape']} in the state to fill"
+            )
     return words
 
 
 class Checkpoints:
     """The checkpoints of one run in `directory`, at most `keep` of them, the oldest going first.
 
-    Saving is asynchronous and atomic: a folder named by its step is complete, whenever the process dies. `report` gets one line for
-    every checkpoint that had to be passed over (default: a warning). read_only=True opens another run's checkpoints and changes
-    nothing there. Use it as a context manager: leaving it waits for the last save.
+    Saving is asynchronous and atomic: a folder named by its step is complete, whenever the process dies. `report`
+    gets one line for every checkpoint that had to be passed over (default: a warning). read_only=True opens another
+    run's checkpoints and changes nothing there. Use it as a context manager: leaving it waits for the last save.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False, report: Callable[[str], None] = _warn
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        read_only: bool = False,
+        report: Callable[[str], None] = _warn,
     ):
         if keep < 2:
-            raise ValueError(f"keep={keep}: keep at least 2 checkpoints, so that one is left when the newest turns out corrupt")
+            raise ValueError(
+                f"keep={keep}: keep at least 2 checkpoints, so that one is left when the newest turns out corrupt"
+            )
         self.directory = Path(directory).resolve()  # orbax takes absolute paths only, and says so late
         self._read_only, self._report = read_only, report
         if read_only and not self.directory.is_dir():
@@ -107,7 +118,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def steps(self) -> list[int]:
@@ -127,16 +140,29 @@ class Checkpoints:
             self._manager.close()
 
     def save(
-        self, step: int, state: PyTree, *, data_state: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        state: PyTree,
+        *,
+        data_state: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin to save `state` (its values as of now: it may be donated straight after), with JSON `data_state` and `meta`.
+        """Begin to save `state` (its values as of now: it may be donated straight after), with JSON `data_state` and
+        `meta`.
 
-        Raises ValueError where a checkpoint of this step exists, and whatever the previous asynchronous save failed with.
+        Raises ValueError where a checkpoint of this step exists, and whatever the previous asynchronous save failed
+        with.
         """
         self.wait()
         if step in self.steps():
             raise ValueError(f"step {step} is already saved in {self.directory}; a checkpoint is never overwritten")
-        body = {"format": _FORMAT, "step": step, "arrays": _listing(state, checksums=True), "data": data_state, "meta": dict(meta or {})}
+        body = {
+            "format": _FORMAT,
+            "step": step,
+            "arrays": _listing(state, checksums=True),
+            "data": data_state,
+            "meta": dict(meta or {}),
+        }
         body = json.loads(json.dumps(body))  # what will be read back, so that the seal is of that
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(serialization.to_state_dict(state)),
@@ -145,9 +171,11 @@ class Checkpoints:
         self._manager.save(step, args=arguments, force=True)
 
     def restore(self, step: int, abstract_state: PyTree) -> Restored:
-        """The checkpoint of `step`, laid out as `abstract_state` says: the saved structure, of `jax.ShapeDtypeStruct`s with shardings.
+        """The checkpoint of `step`, laid out as `abstract_state` says: the saved structure, of
+        `jax.ShapeDtypeStruct`s with shardings.
 
-        Raises CheckpointMismatchError where structure, a shape or a dtype differs, CorruptCheckpointError where it cannot be trusted.
+        Raises CheckpointMismatchError where structure, a shape or a dtype differs, CorruptCheckpointError where it
+        cannot be trusted.
         """
         try:
             body = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
@@ -161,13 +189,16 @@ class Checkpoints:
         if differences:
             more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
             raise CheckpointMismatchError(
-                f"the checkpoint of step {step} in {self.directory} is of another model or optimiser: {'; '.join(differences[:5])}{more}. "
+                f"the checkpoint of step {step} in {self.directory} is of another model or optimiser: "
+                f"{'; '.join(differences[:5])}{more}. "
                 "Build the state with the configuration of the run that saved it"
             )
         try:
             _read_through(self.directory / str(step) / "state")
             target = serialization.to_state_dict(abstract_state)
-            saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+            saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))[
+                "state"
+            ]
             state = serialization.from_state_dict(abstract_state, saved)
         except (MemoryError, PermissionError):
             raise
@@ -181,8 +212,9 @@ class Checkpoints:
     def restore_newest(self, abstract_state: PyTree) -> Restored | None:
         """The newest checkpoint that can be trusted, or None where there is none.
 
-        A corrupt one is passed over: its folder is renamed to `corrupt-<step>` beside the others (kept, out of the way of later
-        saves at that step) and `report` is told. A mismatch is not corruption: it raises CheckpointMismatchError.
+        A corrupt one is passed over: its folder is renamed to `corrupt-<step>` beside the others (kept, out of the
+        way of later saves at that step) and `report` is told. A mismatch is not corruption: it raises
+        CheckpointMismatchError.
         """
         for step in reversed(self.steps()):
             try:
@@ -204,7 +236,8 @@ class Checkpoints:
 
 
 def _read_through(folder: Path) -> None:
-    """Read every stored value once. Orbax would meet an unreadable one in a background task and print its traceback besides."""
+    """Read every stored value once. Orbax would meet an unreadable one in a background task and print its traceback
+    besides."""
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"{folder.as_uri()}/"}).result()
     keys = store.list().result()
     if not keys:

@@ -1,10 +1,12 @@
 """Text as byte tokens: documents, a split by document, and batches whose place in the data can be saved.
 
-The corpus is one uint8 array in memory; a window is a start index into it, so neither the split nor the shuffle copies text.
+The corpus is one uint8 array in memory; a window is a start index into it, so neither the split nor the shuffle
+copies text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import sysconfig
@@ -25,10 +27,11 @@ SEPARATOR = b"\0"
 MAX_DOCUMENT_BYTES = 1 << 16
 """A longer document is cut, so that one large file still gives both training and validation text."""
 
-_NOT_LIBRARY = {
-    "__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "idlelib", "ensurepip", "encodings",
-    "pydoc_data",
-}  # fmt: skip  # installed packages, tests and tables; pydoc_data is read through its module, as prose
+# installed packages, tests and tables; pydoc_data is read through its module, as prose
+_NOT_LIBRARY = set(
+    """__pycache__ site-packages dist-packages test tests idle_test lib2to3 idlelib ensurepip encodings
+    pydoc_data""".split()
+)
 
 Batch = dict[str, Int32[np.ndarray, "batch time"]]
 
@@ -37,8 +40,8 @@ Batch = dict[str, Int32[np.ndarray, "batch time"]]
 class Corpus:
     """Documents as one array, and where the windows of each side of the split begin.
 
-    tokens: uint8[bytes]. train_starts, validation_starts: int64, each the first byte of a window of context + 1 bytes; windows of
-    one side overlap by their last byte only, and no byte is in windows of both sides.
+    tokens: uint8[bytes]. train_starts, validation_starts: int64, each the first byte of a window of context + 1
+    bytes; windows of one side overlap by their last byte only, and no byte is in windows of both sides.
     digest: names the text (SHA-256 over the documents), so that a resumed run can tell that its text has changed.
     """
 
@@ -55,13 +58,12 @@ class Corpus:
 
 
 def standard_library_documents() -> Iterator[bytes]:
-    """Text that every Python installation carries: the language's documentation topics, then the library's sources, in name order."""
-    try:
+    """Text that every Python installation carries: the language's documentation topics, then the library's sources,
+    in name order."""
+    with contextlib.suppress(ImportError):  # some distributions package it apart
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions package it apart
-        topics = {}
-    for name in sorted(topics):
-        yield topics[name].encode("utf-8", "replace")
+
+        yield from (topics[name].encode("utf-8", "replace") for name in sorted(topics))
     root = Path(sysconfig.get_path("stdlib"))
     # as_posix, so that the order does not depend on the platform's separator
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
@@ -72,13 +74,16 @@ def standard_library_documents() -> Iterator[bytes]:
 def find_files(patterns: Sequence[str]) -> list[Path]:
     """The files that paths and glob patterns (`**` included) name, without repeats, sorted within a pattern.
 
-    Raises FileNotFoundError for a path that is not there or a pattern that matches no file, IsADirectoryError for a folder.
+    Raises FileNotFoundError for a path that is not there or a pattern that matches no file, IsADirectoryError for a
+    folder.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise IsADirectoryError(f"--data {pattern} is a folder; name its files, for example --data '{pattern.rstrip('/')}/**/*.txt'")
+            raise IsADirectoryError(
+                f"--data {pattern} is a folder; name its files, for example --data '{pattern.rstrip('/')}/**/*.txt'"
+            )
         if path.is_file():
             found[path] = None
             continue
@@ -86,7 +91,9 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         files = [match for match in matches if match.is_file()]
         if not files:
             what = "matches no file" if glob.has_magic(pattern) else "does not exist"
-            raise FileNotFoundError(f"--data {pattern} {what}; give existing files, or leave --data out to train on Python's own library")
+            raise FileNotFoundError(
+                f"--data {pattern} {what}; give existing files, or leave --data out to train on Python's own library"
+            )
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -94,14 +101,16 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fraction: float = 0.05) -> Corpus:
     """Read the files that `patterns` name, or Python's own library where there are none, and split it by document.
 
-    The split depends on the documents' content alone: no seed, no path. Raises ValueError where the text is empty or too short for
-    one window of context + 1 bytes on each side, and what `find_files` raises.
+    The split depends on the documents' content alone: no seed, no path. Raises ValueError where the text is empty or
+    too short for one window of context + 1 bytes on each side, and what `find_files` raises.
     """
     if patterns:
         files = find_files(patterns)
         empty = [str(path) for path in files if path.stat().st_size == 0]
         if empty:
-            raise ValueError(f"--data: empty file{'s' if len(empty) > 1 else ''} {', '.join(empty[:5])}; leave out what holds no text")
+            raise ValueError(
+                f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out"
+            )
         total_bytes = sum(path.stat().st_size for path in files)
         documents: Iterable[bytes] = (path.read_bytes() for path in files)
         # a single small file still has to give some twenty documents to split
@@ -112,9 +121,14 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
 
 
 def corpus_of(
-    documents: Iterable[bytes], *, context: int, document_bytes: int = MAX_DOCUMENT_BYTES, validation_fraction: float = 0.05
+    documents: Iterable[bytes],
+    *,
+    context: int,
+    document_bytes: int = MAX_DOCUMENT_BYTES,
+    validation_fraction: float = 0.05,
 ) -> Corpus:
-    """Documents, cut at document_bytes, as a Corpus. The pieces with the smallest hashes are for validation, at least one.
+    """Documents, cut at document_bytes, as a Corpus. The pieces with the smallest hashes are for validation, at least
+    one.
 
     Two pieces of equal content fall on the same side.
     """
@@ -134,8 +148,8 @@ def corpus_of(
     train_starts, validation_starts = (_window_starts(ends, side, context) for side in (~validation, validation))
     if not len(train_starts) or not len(validation_starts):
         raise ValueError(
-            f"--data holds {len(buffer)} bytes in {len(ends)} pieces: too little text for one training and one validation window of "
-            f"{context + 1} bytes; give more text or a smaller --model.context"
+            f"--data holds {len(buffer)} bytes in {len(ends)} pieces: too little text for one training and one "
+            f"validation window of {context + 1} bytes; give more text or a smaller --model.context"
         )
     tokens = np.frombuffer(buffer, np.uint8)
     tokens.flags.writeable = False
@@ -160,7 +174,8 @@ def _validation_pieces(hashes: list[bytes], ends: list[int], context: int, fract
 
 
 def _window_starts(ends: list[int], side: np.ndarray, context: int) -> Int64[np.ndarray, " windows"]:
-    """Windows run over the borders of documents that lie beside each other on the same side, never over one of the other side."""
+    """Windows run over the borders of documents that lie beside each other on the same side, never over one of the
+    other side."""
     starts, run_begin, begin = [], 0, 0
     for end, here in zip([*ends, ends[-1] if ends else 0], [*side, False], strict=True):
         if not here:
@@ -191,16 +206,23 @@ def as_batch(windows: UInt8[np.ndarray, "batch time"]) -> Batch:
 def train_batches(corpus: Corpus, *, batch_size: int, seed: int) -> grain.DatasetIterator:
     """An endless iterator of batches, every epoch in an order of its own that depends on `seed` alone.
 
-    `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very next batch.
+    `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very
+    next batch.
     """
-    dataset = grain.MapDataset.source(_Windows(corpus, corpus.train_starts)).shuffle(seed).repeat().batch(batch_size).map(as_batch)
+    dataset = (
+        grain.MapDataset.source(_Windows(corpus, corpus.train_starts))
+        .shuffle(seed)
+        .repeat()
+        .batch(batch_size)
+        .map(as_batch)
+    )
     # slicing an array in memory is too cheap for reader threads, and there are few cores
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def validation_batches(corpus: Corpus, *, batch_size: int, batches: int) -> list[Batch]:
-    """The same batches every time: windows spread evenly over the validation documents. Fewer where the text has fewer, but at least
-    one full batch, which repeats windows if it must."""
+    """The same batches every time: windows spread evenly over the validation documents. Fewer where the text has
+    fewer, but at least one full batch, which repeats windows if it must."""
     starts = corpus.validation_starts
     batches = max(1, min(batches, len(starts) // batch_size))
     picks = np.linspace(0, len(starts), batches * batch_size, endpoint=False).astype(np.int64)

@@ -1,4 +1,5 @@
-"""The folder of one run: held by one process at a time, belonging to one configuration, and whole after a kill at any moment."""
+"""The folder of one run: held by one process at a time, belonging to one configuration, and whole after a kill at any
+moment."""
 
 from __future__ import annotations
 
@@ -39,19 +40,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Each field that differs, as `name: then -> now`, in name order."""
     old, new = dict(flatten(before)), dict(flatten(now))
-    missing = object()
-    show = lambda value: "absent" if value is missing else json.dumps(value)  # noqa: E731  (one word, used twice in a line)
-    return [
-        f"{name}: {show(old.get(name, missing))} -> {show(new.get(name, missing))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, missing) != new.get(name, missing)
-    ]
+    names = sorted(old.keys() | new.keys())
+    pairs = [(name, *(json.dumps(side[name]) if name in side else "absent" for side in (old, new))) for name in names]
+    return [f"{name}: {then} -> {here}" for name, then, here in pairs if then != here]
 
 
 def check_run_directory(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether `path` holds an earlier part of this very run; False where it is new or empty. Writes nothing.
 
-    Raises RunDirectoryError where it is a file, holds another run's configuration (naming the fields) or files of something else.
+    Raises RunDirectoryError where it is a file, holds another run's configuration (naming the fields) or files of
+    something else.
     """
     if not path.exists():
         return False
@@ -67,12 +65,14 @@ def check_run_directory(path: Path, config: Mapping[str, Any]) -> bool:
             ) from None
         return False
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"--out {path}: {_CONFIG} is not one that a run wrote ({error}); name a new folder") from None
+        raise RunDirectoryError(
+            f"--out {path}: {_CONFIG} is not one that a run wrote ({error}); name a new folder"
+        ) from None
     differences = differing_fields(saved, json.loads(json.dumps(config)))
     if differences:
         raise RunDirectoryError(
-            f"--out {path} holds a run of another configuration ({'; '.join(differences)}); repeat that run's flags to go on with it, "
-            "or name a new --out"
+            f"--out {path} holds a run of another configuration ({'; '.join(differences)}); repeat that run's flags "
+            "to go on with it, or name a new --out"
         )
     return True
 
@@ -80,8 +80,8 @@ def check_run_directory(path: Path, config: Mapping[str, Any]) -> bool:
 class RunDirectory:
     """`path`, locked for this process. A kill of any kind lets go of the lock.
 
-    config: nested mapping of JSON values that says what the run is; a folder that holds another one is refused. about: whatever
-    else is worth writing beside it (versions), never compared.
+    config: nested mapping of JSON values that says what the run is; a folder that holds another one is refused.
+    about: whatever else is worth writing beside it (versions), never compared.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], about: Mapping[str, Any] | None = None):
@@ -93,10 +93,14 @@ class RunDirectory:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunDirectoryError(f"--out {path} is in use by another run; wait for it, or name another folder") from None
+                raise RunDirectoryError(
+                    f"--out {path} is in use by another run; wait for it, or name another folder"
+                ) from None
             self.resumed = check_run_directory(self.path, config)
             if not self.resumed:
-                write_atomically(self.path / _CONFIG, json.dumps({"config": config, "about": about or {}}, indent=2) + "\n")
+                write_atomically(
+                    self.path / _CONFIG, json.dumps({"config": config, "about": about or {}}, indent=2) + "\n"
+                )
         except BaseException:
             self._lock.close()
             raise
@@ -104,7 +108,9 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._lock.close()
 
 
@@ -123,8 +129,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 class MetricsLog:
     """`metrics.jsonl`: one row a step, in order, none twice and none missing, also over kills.
 
-    Opening it for a run that continues after `step` drops the rows of later steps (they will come again). Call `sync` before a
-    checkpoint is saved: then the rows up to any checkpoint are on disk with it. `report` is told of rows that are gone.
+    Opening it for a run that continues after `step` drops the rows of later steps (they will come again). Call `sync`
+    before a checkpoint is saved: then the rows up to any checkpoint are on disk with it. `report` is told of rows
+    that are gone.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, step: int, report: Callable[[str], None]):
@@ -147,22 +154,29 @@ class MetricsLog:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
 
 def available_host_bytes() -> int | None:
-    """Memory that a new process could use without swapping, or None where the system does not say (then nothing is estimated)."""
+    """Memory that a new process could use without swapping, or None where the system does not say (then nothing is
+    estimated)."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:  # a container's own limit, where there is one
-        in_group = int(limit.read_text()) - int(used.read_text())
-    except (OSError, ValueError):
+    group = Path("/sys/fs/cgroup")
+    # a container's own limit, where there is one ("max" is none); cached files give way, so only "anon" counts as used
+    try:
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        in_group = int((group / "memory.max").read_text()) - int(used["anon"])
+    except (OSError, ValueError, KeyError):
         return free
     return in_group if free is None else min(free, in_group)
 
@@ -171,6 +185,7 @@ def require_host_memory(needed_bytes: int, what: str, *, available_bytes: int | 
     """Raise MemoryError, naming both figures, where `what` needs more than there is."""
     if available_bytes is not None and needed_bytes > available_bytes:
         raise MemoryError(
-            f"{what} needs about {needed_bytes / 1e9:.3g} GB of host memory and {available_bytes / 1e9:.3g} GB are available; "
+            f"{what} needs about {needed_bytes / 1e9:.3g} GB of host memory and "
+            f"{available_bytes / 1e9:.3g} GB are available; "
             "choose a smaller --model.preset, --model.layers, --model.width or --batch"
         )

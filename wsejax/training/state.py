@@ -1,6 +1,7 @@
 """The state of a training run and the pure function that advances it by one step.
 
-Everything here is plain pytrees and pure functions: what `jax.jit` takes, `wse.jit` takes, and what orbax saves, plain flax reads back.
+Everything here is plain pytrees and pure functions: what `jax.jit` takes, `wse.jit` takes, and what orbax saves,
+plain flax reads back.
 """
 
 from __future__ import annotations
@@ -36,17 +37,23 @@ class TrainState:
 
 
 _FIELDS = ("params", "opt_state", "step", "rng")
-serialization.register_serialization_state(
-    TrainState,
-    lambda state: {name: serialization.to_state_dict(getattr(state, name)) for name in _FIELDS},
-    lambda state, saved: TrainState(
-        **{name: serialization.from_state_dict(getattr(state, name), saved[name], name) for name in _FIELDS}
-    ),
-)
+
+
+def _to_dict(state: TrainState) -> dict[str, Any]:
+    return {name: serialization.to_state_dict(getattr(state, name)) for name in _FIELDS}
+
+
+def _from_dict(state: TrainState, saved: dict[str, Any]) -> TrainState:
+    fields: Any = {name: serialization.from_state_dict(getattr(state, name), saved[name], name) for name in _FIELDS}
+    return TrainState(**fields)
+
+
+serialization.register_serialization_state(TrainState, _to_dict, _from_dict)
 
 
 def init_train_state(params: PyTree, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
-    """The state before the first step. `seed` feeds every random draw of the steps (dropout), never the parameters."""
+    """The state before the first step. `seed` feeds every random draw of the steps (dropout), never the
+    parameters."""
     rng = jax.random.key_data(jax.random.key(seed))
     return TrainState(params=params, opt_state=tx.init(params), step=jnp.zeros((), jnp.int32), rng=rng)
 
@@ -60,11 +67,12 @@ def make_train_step(
 ) -> TrainStep:
     """A pure `step(state, batch) -> (state, metrics)`.
 
-    loss_fn(params, batch, key) -> float scalar; key is a typed PRNG key that depends on the seed and the step alone, so a
-    resumed run draws what the uninterrupted one drew. With stochastic=False the key is None and no key is derived.
+    loss_fn(params, batch, key) -> float scalar; key is a typed PRNG key that depends on the seed and the step alone,
+    so a resumed run draws what the uninterrupted one drew. With stochastic=False the key is None and no key is
+    derived.
     learning_rate: the schedule that `tx` follows, only to report it.
-    metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before clipping)
-    and, where the schedule is given, `learning_rate`.
+    metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before
+    clipping) and, where the schedule is given, `learning_rate`.
     """
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
@@ -81,10 +89,11 @@ def make_train_step(
 
 
 def split_model(model: nnx.Module) -> tuple[Callable[..., Any], PyTree]:
-    """A flax NNX module as (apply, params): `apply(params, *args, **kwargs)` is pure and equals `model(*args, **kwargs)`.
+    """A flax NNX module as (apply, params): `apply(params, *args, **kwargs)` is pure and equals `model(*args,
+    **kwargs)`.
 
-    params is a nested dict of arrays, keyed as the module's attributes are. What is not an `nnx.Param` is held fixed. Works on an
-    abstract model (`nnx.eval_shape`) too: params are then `jax.ShapeDtypeStruct`.
+    params is a nested dict of arrays, keyed as the module's attributes are. What is not an `nnx.Param` is held fixed.
+    Works on an abstract model (`nnx.eval_shape`) too: params are then `jax.ShapeDtypeStruct`.
     """
     graph, variables, rest = nnx.split(model, nnx.Param, ...)
     params = nnx.to_pure_dict(variables)
@@ -98,7 +107,8 @@ def split_model(model: nnx.Module) -> tuple[Callable[..., Any], PyTree]:
 
 
 def abstract_like(tree: PyTree, shardings: PyTree) -> PyTree:
-    """`tree` as `jax.ShapeDtypeStruct`s that carry `shardings` (one sharding for all leaves, or a pytree of the same structure)."""
+    """`tree` as `jax.ShapeDtypeStruct`s that carry `shardings` (one sharding for all leaves, or a pytree of the same
+    structure)."""
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings), tree)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

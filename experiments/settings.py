@@ -1,0 +1,194 @@
+"""What `experiments.train` can be told, and the objects that the answers stand for. Settings hold plain values
+only."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import optax
+import tyro
+
+import wsejax as wse
+from models.gpt import PRESETS, GPTConfig
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The GPT. What is left at None is as the preset has it; the vocabulary is always the 256 bytes."""
+
+    preset: Literal["tiny", "small"] = "tiny"
+    """Size to start from: tiny trains in minutes on two cores, small is GPT-2's 124M."""
+    layers: int | None = None
+    """Blocks."""
+    heads: int | None = None
+    """Attention heads; must divide the width."""
+    width: int | None = None
+    """Features of the residual stream."""
+    context: int | None = 128
+    """Bytes of text that the model sees at once."""
+    dropout: float | None = None
+    """Probability that an activation is dropped in training."""
+    remat: bool | None = None
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def config(self) -> GPTConfig:
+        """The model's own configuration. Raises ValueError for sizes that do not fit together."""
+        given = {
+            name: value for name, value in dataclasses.asdict(self).items() if name != "preset" and value is not None
+        }
+        return dataclasses.replace(PRESETS[self.preset], vocab_size=256, **given)
+
+
+@dataclass(frozen=True)
+class WaferSettings:
+    """The emulated wafer."""
+
+    off: bool = False
+    """Train with plain jax.jit on one device instead, for comparison; every other wafer flag is then without
+    effect."""
+    preset: Literal["WSE1", "WSE2", "WSE3"] = "WSE3"
+    """Generation of the wafer-scale engine whose PEs these are."""
+    rows: int = 32
+    """Rows of PEs on the wafer (its physical grid, before defects)."""
+    cols: int = 32
+    """Columns of PEs on the wafer."""
+    dead_pe_fraction: float = 0.02
+    """Share of PEs that are dead, spread evenly at random."""
+    dead_link_fraction: float = 0.005
+    """Share of links between neighbours that are dead."""
+    defect_seed: int = 0
+    """Which random defects."""
+    defects_file: Path | None = None
+    """A saved defect map of this grid, instead of random defects."""
+    tiles: tuple[int, int] = (8, 8)
+    """Tiles (rows, columns): a tile is a rectangle of PEs that computes as one. More tiles are closer to the machine
+    and slower."""
+    devices: tuple[int, int] = (2, 2)
+    """JAX devices (rows, columns) that emulate the wafer; must divide the tiles. On CPU they are virtual. Never
+    changes a result."""
+
+    def build(self) -> wse.Wafer | None:
+        """The wafer, or None where it is off. Raises ValueError or OSError for what cannot be built."""
+        if self.off:
+            return None
+        if min(self.devices) > 0:  # else Wafer says what is wrong with it
+            wse.request_cpu_devices(self.devices[0] * self.devices[1])
+        spec = getattr(wse, self.preset).scaled(self.rows, self.cols)
+        if self.defects_file is not None:
+            defects = wse.DefectMap.load(self.defects_file)
+        else:
+            defects = wse.DefectMap.uniform(
+                spec,
+                dead_pe_fraction=self.dead_pe_fraction,
+                dead_link_fraction=self.dead_link_fraction,
+                seed=self.defect_seed,
+            )
+        return wse.Wafer(spec, defects=defects, tiles=self.tiles, devices=self.devices)
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with warm-up, cosine decay and clipping of the gradient's global norm."""
+
+    learning_rate: float = 4e-3
+    """Peak learning rate, reached after the warm-up."""
+    warmup_steps: int = 30
+    """Steps over which the learning rate rises from zero."""
+    final_fraction: float = 0.05
+    """Learning rate of the last step, as a share of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment; short runs want less than the usual 0.999."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on arrays of two or more axes (not on norms and biases)."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Learning rate over `steps` steps."""
+        return optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, min(self.warmup_steps, steps - 1), steps, self.learning_rate * self.final_fraction
+        )
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax chain for a run of `steps` steps."""
+        adamw = optax.adamw(
+            self.schedule(steps), b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay, mask=_decayed
+        )
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+
+
+def _decayed(params: Any) -> Any:
+    # biases and gains of stacked layers have a leading layers axis, so their rank does not tell; their names do
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a small GPT on an emulated wafer with real defects."""
+
+    out: Path = Path("runs/train")
+    """Folder for everything that the run writes. The same command again goes on from its newest checkpoint."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|GLOB ...")] = ()
+    """Text files or glob patterns; left out: the documentation and sources of Python's own library on this
+    machine."""
+    steps: int = 400
+    """Training steps."""
+    batch: int = 16
+    """Sequences in a batch."""
+    eval_every: int = 50
+    """Steps between measurements of the validation loss (and one at the end)."""
+    eval_batches: int = 8
+    """Validation batches each time; always the same ones."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints (and one at the end)."""
+    keep: int = 3
+    """Checkpoints to keep; at least 2."""
+    seed: int = 0
+    """Seed of the parameters, the order of the text, dropout and the sample."""
+    sample_bytes: int = 600
+    """Length of the text sample written at the end."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    wafer: WaferSettings = field(default_factory=WaferSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+    def check(self) -> None:
+        """Raises ValueError for a number that no run can have."""
+        at_least = {
+            "steps": 2,
+            "batch": 1,
+            "eval_every": 1,
+            "eval_batches": 1,
+            "checkpoint_every": 1,
+            "keep": 2,
+            "sample_bytes": 1,
+        }
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}"
+                )
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self.optimiser, name) <= 0:
+                raise ValueError(
+                    f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
+
+        Where the folder lies and how many checkpoints it keeps do not belong to it.
+        """
+        values = dataclasses.asdict(self)
+        for name in ("out", "keep"):
+            del values[name]
+        values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
+        values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
+        if self.wafer.off:
+            values["wafer"] = {"off": True}
+        return values

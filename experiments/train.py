@@ -1,0 +1,341 @@
+"""Train a GPT on an emulated wafer: `python -m experiments.train --help`.
+
+The folder given by --out gets config.json, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt and
+checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import wsejax as wse
+from models.gpt import GPT, GPTConfig
+from wsejax.report import plot_loss, plot_wafer
+from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
+from wsejax.training.data import Corpus, load_corpus, train_batches, validation_batches
+from wsejax.training.interrupt import GracefulStop
+from wsejax.training.rundir import (
+    MetricsLog,
+    RunDirectory,
+    available_host_bytes,
+    check_run_directory,
+    require_host_memory,
+    write_atomically,
+)
+from wsejax.training.sampling import continue_text
+from wsejax.training.state import (
+    TrainState,
+    abstract_like,
+    init_train_state,
+    make_train_step,
+    next_token_loss,
+    split_model,
+)
+
+from .settings import Settings
+
+PROMPT = b"def "
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked configuration and what it stands for; making one writes nothing."""
+
+    settings: Settings
+    config: GPTConfig
+    corpus: Corpus
+    wafer: wse.Wafer | None
+    tx: optax.GradientTransformation
+    apply: Callable[..., Any]
+    identity: dict[str, Any]
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on the default device."""
+
+        def build() -> TrainState:
+            _, params = split_model(GPT(self.config, rngs=nnx.Rngs(self.settings.seed)))
+            return init_train_state(params, self.tx, seed=self.settings.seed)
+
+        return jax.jit(build)()
+
+    def loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
+        """Mean loss of a batch in nats per byte; a key turns dropout on."""
+        return next_token_loss(self.apply(params, batch["tokens"], key), batch["targets"])
+
+
+def prepare(settings: Settings) -> Run:
+    """Check everything that can be wrong before anything is written. Raises ValueError, OSError or MemoryError for
+    the user to read."""
+    settings.check()
+    config = settings.model.config()
+    require_host_memory(
+        training_bytes(config, settings.batch),
+        f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
+        available_bytes=available_host_bytes(),
+    )
+    wafer = settings.wafer.build()
+    corpus = load_corpus(settings.data, context=config.context)
+    identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
+    if wafer is not None:
+        identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
+    check_run_directory(settings.out, identity)
+    apply, _ = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
+    return Run(settings, config, corpus, wafer, settings.optimiser.build(settings.steps), apply, identity)
+
+
+def training_bytes(config: GPTConfig, batch: int) -> int:
+    """Host memory of a training step, roughly: float32 parameters, gradients and two moments, and the activations
+    kept for the backward pass (some 24 width-sized arrays and 3 score matrices a block, or the block's input alone
+    where it is recomputed; the logits thrice)."""
+    block = 24 * config.width + 3 * config.heads * config.context
+    kept = config.layers * config.width + block if config.remat else config.layers * block
+    return 16 * config.parameter_count + 4 * batch * config.context * (kept + 3 * config.vocab_size)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The two functions as they run, and the layouts that they want; `audit` says where each operation ran."""
+
+    step: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    state_shardings: Any
+    params_shardings: Any
+    audit: str
+
+
+def on_machine(run: Run, abstract_state: TrainState, batch: Any) -> Machine:
+    """Compile the step for the wafer, or for one device with plain `jax.jit` where the wafer is off."""
+    step = make_train_step(
+        run.loss,
+        run.tx,
+        learning_rate=run.settings.optimiser.schedule(run.settings.steps),
+        stochastic=run.config.dropout > 0,
+    )
+    if run.wafer is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return Machine(
+            jax.jit(step, donate_argnums=0),
+            jax.jit(run.loss),
+            device,
+            device,
+            "plain jax.jit on one device: nothing ran on a wafer",
+        )
+    on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
+    lowered = on_wafer.lower(abstract_state, batch)
+    params_shardings = evaluate.lower(abstract_state.params, batch).in_shardings[0]
+    return Machine(on_wafer, evaluate, lowered.in_shardings[0], params_shardings, str(lowered.audit()))
+
+
+def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
+    """Train to the last step or until told to stop. Returns the state, the metrics, and whether the run is
+    complete."""
+    settings = run.settings
+
+    def say(message: str) -> None:
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
+
+    batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
+    held_out = validation_batches(run.corpus, batch_size=settings.batch, batches=settings.eval_batches)
+    abstract_state = jax.eval_shape(run.initial_state)
+    with console.status("tracing the step"):
+        machine = on_machine(run, abstract_state, held_out[0])
+    write_atomically(directory.path / "audit.txt", machine.audit + "\n")
+    if run.wafer is not None:
+        plot_wafer(run.wafer, directory.path / "wafer.png")
+
+    with (
+        Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say) as checkpoints,
+        GracefulStop(say) as stop,
+        ExitStack() as stack,
+    ):
+        restored = checkpoints.restore_newest(abstract_like(abstract_state, machine.state_shardings))
+        if restored is None:
+            state, start = jax.device_put(run.initial_state(), machine.state_shardings), 0
+        else:
+            state, start = restored.state, restored.step
+            batches.set_state(restored.data_state or {})
+            console.print(f"going on from the checkpoint of step {start}")
+        log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
+        progress = stack.enter_context(_progress(console))
+        recorder = Recorder(run, log, progress, start)
+        step = saved = start
+        while step < settings.steps and not stop.asked:
+            step += 1
+            state, metrics = machine.step(state, next(batches))
+            recorder.add(step, metrics)
+            last = step == settings.steps
+            if last or step % settings.eval_every == 0:
+                recorder.flush(partial(validation_loss, machine, state.params, held_out))
+            if last or step % settings.checkpoint_every == 0:
+                saved = save(checkpoints, recorder, step, state, batches)
+        if step > saved:
+            save(checkpoints, recorder, step, state, batches)
+    return state, log, step == settings.steps
+
+
+def validation_loss(machine: Machine, params: Any, held_out: Sequence[Any]) -> float:
+    """Mean loss over the validation batches, nats per byte."""
+    params = jax.device_put(params, machine.params_shardings)
+    return float(np.mean([float(machine.evaluate(params, batch)) for batch in held_out]))
+
+
+def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainState, batches: Any) -> int:
+    """Save after the metrics are on disk, so that no checkpoint is ever ahead of them. Returns the step."""
+    recorder.flush()
+    recorder.log.sync()
+    checkpoints.save(step, state, data_state=batches.get_state())
+    return step
+
+
+class Recorder:
+    """Writes metrics down, and to the progress bar. It fetches them one step late: the host prepares a batch while the
+    devices work, and yet never queues more than two steps (on CPU, a long queue of programs with collectives deadlocks
+    in older releases of JAX)."""
+
+    def __init__(self, run: Run, log: MetricsLog, progress: Progress, start: int):
+        self.log, self._run, self._progress, self._start = log, run, progress, start
+        self._bar = progress.add_task(
+            "train", total=run.settings.steps, completed=start, loss=math.nan, rate="compiling"
+        )
+        self._pending: list[tuple[int, Any]] = []
+        self._last_seconds = time.perf_counter()
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Take a step's metrics, still being computed, and write down the step before."""
+        self._pending.append((step, metrics))
+        self._write(keep=1)
+
+    def flush(self, validation_loss: Callable[[], float] | None = None) -> None:
+        """Write down all steps, the newest with its validation loss if there is a way to measure it."""
+        self._write(keep=0, validation_loss=validation_loss)
+
+    def _write(self, keep: int, validation_loss: Callable[[], float] | None = None) -> None:
+        settings = self._run.settings
+        while len(self._pending) > keep:
+            step, metrics = self._pending.pop(0)
+            row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(row["loss"]):
+                raise DivergedError(
+                    f"the loss of step {step} is {row['loss']}; start in another --out with a lower "
+                    f"--optimiser.learning-rate than {settings.optimiser.learning_rate}"
+                )
+            row["host_seconds"] = round(time.perf_counter() - self._last_seconds, 4)
+            if validation_loss is not None and not self._pending:
+                row["validation_loss"] = validation_loss()
+                line = f"step {step:>5}  training {row['loss']:.3f}  validation {row['validation_loss']:.3f} nats/byte"
+                self._progress.console.print(line, highlight=False)
+            self._last_seconds = time.perf_counter()
+            self.log.append(row)
+            tokens_per_second = settings.batch * self._run.config.context / max(row["host_seconds"], 1e-4)
+            rate = "compiling" if step == self._start + 1 else f"{tokens_per_second:,.0f} tokens/s of the host"
+            self._progress.update(self._bar, completed=step, loss=row["loss"], rate=rate)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> None:
+    """Write the sample and the picture of the loss, and say where everything is."""
+    out = run.settings.out
+    written = continue_text(
+        run.apply,
+        state.params,
+        PROMPT,
+        count=run.settings.sample_bytes,
+        context=run.config.context,
+        seed=run.settings.seed,
+    )
+    text = written.decode("utf-8", "replace")
+    write_atomically(out / "sample.txt", text + "\n")
+    if log.rows:  # else somebody removed them, which was said
+        plot_loss(log.rows, out / "loss.png")
+    console.rule("sample")
+    console.print("\n".join(text.splitlines()[:12]), markup=False, highlight=False)
+    console.rule("done")
+    wafer_lines = [f"  {out / 'wafer.png'}   the wafer: dead PEs, and the mesh that avoids them"] if run.wafer else []
+    again = "python -m experiments.train"
+    beside = shlex.quote(str(out))
+    lines = [
+        *(f"validation loss {row['validation_loss']:.3f} nats/byte after {row['step']} steps" for row in log.rows[-1:]),
+        "Look at",
+        f"  {out / 'loss.png'}    training and validation loss",
+        *wafer_lines,
+        f"  {out / 'audit.txt'}   which operations ran on the fabric, and which could not",
+        f"  {out / 'sample.txt'}  the whole sample",
+        "Try next",
+        f"  {again} --wafer.dead-pe-fraction 0.05 --out {beside}-5pct   more dead PEs, the very same losses",
+        f"  {again} --wafer.off --out {beside}-plain   the same run in plain JAX",
+        f"  {again} --data '*.md' --out {beside}-mine   your own text",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
+    settings = tyro.cli(
+        Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    console = Console()
+    try:
+        run = prepare(settings)
+        about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
+        directory = RunDirectory(settings.out, run.identity, about)
+    except (ValueError, OSError, MemoryError) as error:
+        return _refuse(error)
+    try:
+        with directory:
+            machine = str(run.wafer or "plain jax.jit on one device")
+            size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
+            console.print(f"{machine}\n{size}", markup=False, highlight=False)
+            state, log, complete = train(run, directory, console)
+            if complete:
+                finish(run, state, log, console)
+                return 0
+    except (DivergedError, CheckpointMismatchError, OSError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    step = log.rows[-1]["step"] if log.rows else 0
+    console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
+    return 130
+
+
+def _refuse(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
