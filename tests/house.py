@@ -218,15 +218,20 @@ def hardware_is_numpy(path: str, source: str) -> list[str]:
 
 
 def unsafe_loading(path: str, source: str) -> list[str]:
-    """A file that is read must not be able to run code."""
+    """A file that is read must not be able to run code. A test may write such a file, to see it refused."""
+    may_write = path.startswith("tests/")
     breaches = [
-        f"{path}:{use.line}: imports {use.name}: it can run code from a file; use npz, JSON or orbax"
+        f"{path}:{use.line}: names {use.name}: it can run code from a file; use npz, JSON or orbax"
         for use in uses(path, source)
-        if use.imported and use.name.partition(".")[0] in UNSAFE_MODULES
+        if use.name.partition(".")[0] in UNSAFE_MODULES
+        and (not may_write or use.name.rpartition(".")[2] in ("load", "loads", "Unpickler"))
     ]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
-            breaches.append(f"{path}:{node.value.lineno}: allow_pickle: it can run code from a file; save plain arrays")
+        if not isinstance(node, ast.Call) or (may_write and "load" not in _chain(node.func)):
+            continue
+        for keyword in node.keywords:
+            if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False":
+                breaches.append(f"{path}:{node.lineno}: allow_pickle: it can run code from a file; save plain arrays")
     return breaches
 
 

@@ -136,6 +136,10 @@ CASES: list[tuple[Rule, str, str, int]] = [
     (house.unsafe_loading, "wsejax/hardware/defects.py", "import pickle", 1),
     (house.unsafe_loading, "wsejax/hardware/defects.py", "import numpy as np\nnp.load(f, allow_pickle=True)", 1),
     (house.unsafe_loading, "wsejax/hardware/defects.py", "import numpy as np\nnp.load(f, allow_pickle=False)", 0),
+    (house.unsafe_loading, "tests/hardware/test_defects.py", "import pickle\nx = pickle.loads(b)", 1),
+    (house.unsafe_loading, "tests/hardware/test_defects.py", "from pickle import load", 1),
+    (house.unsafe_loading, "tests/hardware/test_defects.py", "import numpy as np\nnp.load(f, allow_pickle=True)", 1),
+    (house.unsafe_loading, "tests/hardware/test_defects.py", "import pickle\nx = pickle.dumps({})", 0),
     # what an __init__ may hold
     (house.only_reexports, "wsejax/__init__.py", "def jit(): ...", 1),
     (house.only_reexports, "wsejax/__init__.py", "import jax", 1),
