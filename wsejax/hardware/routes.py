@@ -47,13 +47,15 @@ def shortest_hops(
 ) -> Int[np.ndarray, "..."]:
     """Hops of a shortest route over healthy PEs and live links, for each pair of PEs `start` (row, col) and `end`.
 
-    -1 where there is no route. The routes are independent: several may share a link.
+    -1 where there is no route, from or to a dead PE for example. The routes are independent: several may share a link.
     """
     start, end = np.asarray(start), np.asarray(end)
     shape = start.shape[1:]
     start, end = start.reshape(2, -1), end.reshape(2, -1)
     hops = np.abs(end - start).sum(axis=0)
-    pending = np.flatnonzero(~_has_route_of_one_turn(defects, start, end))
+    dead = defects.dead_pes[tuple(start)] | defects.dead_pes[tuple(end)]
+    hops[dead] = -1
+    pending = np.flatnonzero(~dead & ~_has_route_of_one_turn(defects, start, end))
     margin = 1
     while pending.size:
         found = _search(defects, start[:, pending], end[:, pending], margin)
@@ -68,11 +70,10 @@ def shortest_hops(
 def _has_route_of_one_turn(
     defects: DefectMap, start: Int[np.ndarray, "2 links"], end: Int[np.ndarray, "2 links"]
 ) -> Bool[np.ndarray, " links"]:
-    """Whether a straight or L-shaped route is clear, told from counts of broken links before each PE."""
+    """Whether a straight or L-shaped route between healthy PEs is clear, told from counts of broken links."""
     east, south = live_links(defects)
     broken_west_of = np.cumsum(~east, axis=1) - ~east
     broken_north_of = np.cumsum(~south, axis=0) - ~south
-    alive = ~defects.dead_pes
 
     def clear(row: tuple[np.ndarray, np.ndarray], col: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Along row[0] between the two columns, then along col[1] between the two rows."""
@@ -81,8 +82,7 @@ def _has_route_of_one_turn(
         return along_row & along_col
 
     (row0, col0), (row1, col1) = start, end
-    ends_alive = alive[row0, col0] & alive[row1, col1]
-    return ends_alive & (clear((row0, row1), (col0, col1)) | clear((row1, row0), (col1, col0)))
+    return clear((row0, row1), (col0, col1)) | clear((row1, row0), (col1, col0))
 
 
 def _search(
