@@ -62,7 +62,7 @@ def _listing(tree: PyTree, *, checksums: bool) -> dict[str, dict[str, Any]]:
     for path, leaf in _flat(tree).items():
         entry: dict[str, Any] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         if checksums and getattr(leaf, "is_fully_addressable", True):
-            entry["crc32"] = zlib.crc32(memoryview(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
+            entry["crc32"] = zlib.crc32(np.asarray(leaf).tobytes())
         listing[path] = entry
     return listing
 
@@ -150,8 +150,8 @@ class Checkpoints:
         """Begin to save `state` (its values as of now: it may be donated straight after), with JSON `data_state` and
         `meta`.
 
-        Raises ValueError where a checkpoint of this step exists, and whatever the previous asynchronous save failed
-        with.
+        Raises ValueError where a checkpoint of this step exists or an array has no elements, and whatever the
+        previous asynchronous save failed with.
         """
         self.wait()
         if step in self.steps():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 VOCABULARY = 256
 """Byte tokens: every file is valid text, whatever its encoding."""
@@ -28,10 +28,8 @@ MAX_DOCUMENT_BYTES = 1 << 16
 """A longer document is cut, so that one large file still gives both training and validation text."""
 
 # installed packages, tests and tables; pydoc_data is read through its module, as prose
-_NOT_LIBRARY = set(
-    """__pycache__ site-packages dist-packages test tests idle_test lib2to3 idlelib ensurepip encodings
-    pydoc_data""".split()
-)
+_NOT_LIBRARY = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "idlelib"}
+_NOT_LIBRARY |= {"ensurepip", "encodings", "pydoc_data"}
 
 Batch = dict[str, Int32[np.ndarray, "batch time"]]
 
@@ -144,32 +142,35 @@ def corpus_of(
             ends.append(len(buffer))
             hashes.append(hashlib.sha256(piece).digest())
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
-    validation = _validation_pieces(hashes, ends, context, validation_fraction)
+    sizes = np.diff(ends, prepend=0).tolist()
+    validation = validation_pieces(hashes, sizes, context=context, fraction=validation_fraction)
     train_starts, validation_starts = (_window_starts(ends, side, context) for side in (~validation, validation))
     if not len(train_starts) or not len(validation_starts):
         raise ValueError(
-            f"--data holds {len(buffer)} bytes in {len(ends)} pieces: too little text for one training and one "
-            f"validation window of {context + 1} bytes; give more text or a smaller --model.context"
+            f"--data holds {len(buffer)} bytes in {len(set(hashes))} different pieces: too little text for one "
+            f"training and one validation window of {context + 1} bytes; give more text or a smaller --model.context"
         )
     tokens = np.frombuffer(buffer, np.uint8)
     tokens.flags.writeable = False
     return Corpus(tokens, train_starts, validation_starts, context, len(ends), digest)
 
 
-def _validation_pieces(hashes: list[bytes], ends: list[int], context: int, fraction: float) -> np.ndarray:
-    sizes = np.diff(ends, prepend=0)
-    chosen = np.zeros(len(hashes), bool)
-    wanted_bytes, bytes_so_far, have_window = fraction * sum(sizes), 0, False
-    rank: dict[bytes, list[int]] = {}
+def validation_pieces(
+    hashes: Sequence[bytes], sizes: Sequence[int], *, context: int, fraction: float
+) -> Bool[np.ndarray, " pieces"]:
+    """Which pieces are held out: those of the smallest hashes, until they are `fraction` of the bytes and one is long
+    enough for a window. Depends on the pieces' content alone, not on their order; equal pieces go together."""
+    pieces: dict[bytes, list[int]] = {}
     for index, value in enumerate(hashes):
-        rank.setdefault(value, []).append(index)
-    for value in sorted(rank):
-        if have_window and bytes_so_far >= wanted_bytes:
+        pieces.setdefault(value, []).append(index)
+    chosen = np.zeros(len(hashes), bool)
+    held_bytes, have_window = 0, False
+    for value in sorted(pieces):
+        if have_window and held_bytes >= fraction * sum(sizes):
             break
-        for index in rank[value]:
-            chosen[index] = True
-            bytes_so_far += int(sizes[index])
-            have_window |= bool(sizes[index] > context)
+        chosen[pieces[value]] = True
+        held_bytes += sum(sizes[index] for index in pieces[value])
+        have_window |= sizes[pieces[value][0]] > context
     return chosen
 
 
