@@ -268,6 +268,20 @@ def test_other_arrays_are_refused(tmp_path: Path):
             DefectMap.load(path)
 
 
+def test_content_that_is_not_what_was_saved_is_refused(tmp_path: Path):
+    """A file written by other means is whole as a file, so only the digest can tell."""
+    path = tmp_path / "defects.npz"
+    DefectMap.none(WSE3.scaled(4, 4)).save(path)
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **content)
+    assert DefectMap.load(path).dead_pe_count == 0
+    content["dead_pes"][0] ^= 1
+    np.savez(path, **content)
+    with pytest.raises(ValueError, match="its content does not match its checksum"):
+        DefectMap.load(path)
+
+
 class _Trap:
     """Leaves a mark when it is unpickled."""
 

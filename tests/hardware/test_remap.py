@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from wsejax.hardware import WSE3, DefectMap, Remap, UnusableWaferError, WaferSpec, remap
 from wsejax.hardware.remap import _nearest
@@ -125,20 +124,23 @@ def test_no_larger_mesh_of_straight_rows_or_columns_exists(
             assert (embedding.rows, embedding.cols) == (left.rows, left.cols)
 
 
-@given(hnp.arrays(bool, st.integers(1, 8)), st.integers(1, 8), st.randoms(use_true_random=False))
-def test_the_straightest_row(usable: np.ndarray, count: int, random):
-    """The dynamic programme against all choices of columns."""
-    choices = [np.array(choice) for choice in itertools.combinations(np.flatnonzero(usable), count)]
-    if not choices:
-        return
-    neighbours = [np.array(sorted(random.sample(range(usable.size), count))) for _ in range(random.choice([1, 2]))]
+def test_the_straightest_row():
+    """The dynamic programme against all choices of columns, for rows between one neighbour or two."""
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        width = rng.integers(1, 9)
+        usable = rng.random(width) < rng.choice([0.5, 0.8, 1.0])
+        count = rng.integers(1, width + 1)
+        choices = [np.array(choice) for choice in itertools.combinations(np.flatnonzero(usable), count)]
+        neighbours = [np.sort(rng.choice(width, count, replace=False)) for _ in range(rng.integers(1, 3))]
 
-    def cost(place: np.ndarray) -> int:
-        return int(sum(np.abs(place - other).sum() for other in neighbours) + place[-1] - place[0])
+        def cost(place: np.ndarray, neighbours: list[np.ndarray] = neighbours) -> int:
+            return int(sum(np.abs(place - other).sum() for other in neighbours) + place[-1] - place[0])
 
-    place = _nearest(usable, neighbours, choices[0])
-    assert usable[place].all() and (np.diff(place) > 0).all()
-    if not all(np.array_equal(choices[0], other) for other in neighbours):
+        if not choices or all(np.array_equal(choices[0], other) for other in neighbours):
+            continue  # a row in line with its neighbours is left as it is
+        place = _nearest(usable, neighbours, choices[0])
+        assert usable[place].all() and (np.diff(place) > 0).all()
         assert cost(place) == min(map(cost, choices))
 
 
@@ -150,6 +152,17 @@ def test_hops_between_any_two_pes(wafer: tuple[WaferSpec, DefectMap]):
     start, end = np.array(every)[:, None], np.array(every)[None]
     pairs = np.broadcast_arrays(start, end)
     np.testing.assert_array_equal(shortest_hops(defects, *(np.moveaxis(pair, -1, 0) for pair in pairs)), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hops_near_the_percolation_threshold(seed: int):
+    """Where routes wind most, the route in a small window is often not the shortest."""
+    defects = DefectMap(np.random.default_rng(seed).random((14, 14)) < 0.38)
+    every = np.array(list(itertools.product(range(14), range(14))))
+    for start in every[::9]:
+        hops = hops_from(defects, tuple(start))
+        found = shortest_hops(defects, np.repeat(start[:, None], len(every), axis=1), every.T)
+        assert found.tolist() == [hops.get(tuple(end), -1) for end in every]
 
 
 def test_hops_through_a_maze():
@@ -190,18 +203,32 @@ def test_a_perfect_wafer_is_its_own_mesh(rows: int, cols: int):
     assert embedding.mean_dilation == 1.0 and embedding.max_dilation == 1
 
 
+def test_a_smaller_region_may_carry_the_larger_mesh():
+    dead = np.ones((9, 9), bool)
+    dead[0, :] = dead[:, 0] = False  # 17 PEs in a bend, good for 9 x 1
+    dead[3:6, 3:7] = False  # 12 PEs
+    assert connected_regions(DefectMap(dead))[4, 4] == 2
+    embedding = remap(WSE3.scaled(9, 9), DefectMap(dead))
+    assert (embedding.rows, embedding.cols) == (3, 4)
+    assert remap(WSE3.scaled(9, 9), DefectMap(dead), 1, 5).cols == 9
+
+
 @pytest.mark.parametrize(
-    ("dead_pe_fraction", "least_utilisation", "most_dilation"), [(0.02, 0.9, 1.3), (0.05, 0.84, 1.5), (0.1, 0.78, 1.9)]
+    ("dead_pe_fraction", "utilisation", "dilation"), [(0.02, 0.94, 1.138), (0.05, 0.91, 1.275), (0.1, 0.88, 1.49)]
 )
-def test_little_is_wasted(dead_pe_fraction: float, least_utilisation: float, most_dilation: float):
-    """On every one of 20 wafers of 32 x 32 PEs; 24 x 24 would be a utilisation of 0.57."""
+def test_little_is_wasted(dead_pe_fraction: float, utilisation: float, dilation: float):
+    """Over 20 wafers of 32 x 32 PEs with 1% dead links. The bounds are what the method reaches, rounded to the bad side."""
     spec = WSE3.scaled(32, 32)
-    for seed in range(20):
-        defects = DefectMap.uniform(spec, dead_pe_fraction=dead_pe_fraction, dead_link_fraction=0.01, seed=seed)
-        embedding = remap(spec, defects)
+    maps = [
+        DefectMap.uniform(spec, dead_pe_fraction=dead_pe_fraction, dead_link_fraction=0.01, seed=seed)
+        for seed in range(20)
+    ]
+    meshes = [remap(spec, defects) for defects in maps]
+    for embedding, defects in zip(meshes, maps, strict=True):
         assert_lawful(embedding, defects)
-        assert embedding.rows * embedding.cols >= least_utilisation * (spec.pes - defects.dead_pe_count)
-        assert embedding.mean_dilation <= most_dilation
+    healthy = spec.pes - maps[0].dead_pe_count
+    assert np.mean([mesh.rows * mesh.cols / healthy for mesh in meshes]) >= utilisation
+    assert np.mean([mesh.mean_dilation for mesh in meshes]) <= dilation
 
 
 def test_a_full_wafer_with_random_defects_loses_nothing():

@@ -97,7 +97,7 @@ def test_wafers_are_values():
         assert one.replace(**changes) == build(**changes)
     with pytest.raises(AttributeError, match=r"use wafer.replace\(tiles=\.\.\.\)"):
         one.tiles = (2, 2)
-    with pytest.raises(TypeError, match="tile: .* takes spec, defects, tiles, devices, mesh"):
+    with pytest.raises(TypeError, match=r"tile: .* takes spec, defects, tiles, devices, mesh"):
         one.replace(tile=(2, 2))
 
 
