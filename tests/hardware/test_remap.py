@@ -217,7 +217,7 @@ def test_a_smaller_region_may_carry_the_larger_mesh():
     ("dead_pe_fraction", "utilisation", "dilation"), [(0.02, 0.94, 1.138), (0.05, 0.91, 1.275), (0.1, 0.88, 1.49)]
 )
 def test_little_is_wasted(dead_pe_fraction: float, utilisation: float, dilation: float):
-    """Over 20 wafers of 32 x 32 PEs with 1% dead links. The bounds are what the method reaches, rounded to the bad side."""
+    """Over 20 wafers of 32 x 32 PEs with 1% dead links. The bounds are what the method reaches, rounded."""
     spec = WSE3.scaled(32, 32)
     maps = [
         DefectMap.uniform(spec, dead_pe_fraction=dead_pe_fraction, dead_link_fraction=0.01, seed=seed)
