@@ -1,0 +1,193 @@
+"""A program as the compiler reads it: JAX's jaxpr with every call inlined and every value named once.
+
+The only file that touches `jax.extend`, which carries no promise of stability.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jec
+
+CALLS = {
+    "pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr", "checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr",
+}  # fmt: skip  # primitive name -> the parameter that holds the called jaxpr
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """An array in the program. `const` is its concrete value if it is known when compiling."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    const: Any = None
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * itemsize_bytes(self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """One equation. `bodies` are the graphs of a loop's or branch's jaxprs, in the order in which the rule of `name` reads them."""
+
+    name: str
+    primitive: Any
+    params: dict[str, Any]
+    ins: list[Value]
+    outs: list[Value]
+    source: str
+    bodies: tuple[Graph, ...] = ()
+
+    def bind(self, *args, **changes):
+        """Do the equation on plain arrays, with some parameters changed. Always a list of results."""
+        out = self.primitive.bind(*args, **{**self.params, **changes})
+        return list(out) if self.primitive.multiple_results else [out]
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A straight line of ops. `ins` come from outside; constants are values with `const`."""
+
+    ins: list[Value]
+    ops: list[Op]
+    outs: list[Value]
+
+    def walk(self) -> Iterator[Op]:
+        """Every op, those of loops and branches after the op that holds them."""
+        for op in self.ops:
+            yield op
+            for body in op.bodies:
+                yield from body.walk()
+
+
+class UnsupportedOpError(NotImplementedError):
+    """The program has an operation that the wafer cannot do yet; the message names it, its source line and the way out."""
+
+
+def itemsize_bytes(dtype) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize  # a threefry key is two words
+
+
+def _value(aval) -> Value:
+    return Value(tuple(aval.shape), aval.dtype)
+
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax", "wsejax")
+
+
+def source_line(eqn) -> str:
+    """file:line (function) of the user's code behind an equation: the innermost frame outside JAX, flax, optax and wsejax;
+    empty if there is none (a function that JAX traced before, for another caller)."""
+    traceback = eqn.source_info.traceback
+    frames = traceback.frames if traceback is not None else []
+    site = tuple(dict.fromkeys(os.path.realpath(sysconfig.get_paths()[k]) + os.sep for k in ("purelib", "platlib")))
+    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
+    for frame in frames:
+        path = os.path.realpath(frame.file_name)
+        inside = next((path[len(root) :] for root in site if path.startswith(root)), None)
+        if path.startswith(here) or (inside is not None and inside.split(os.sep)[0] in _LIBRARIES) or path.startswith("<"):
+            continue
+        line = getattr(frame, "line_num", None) or getattr(frame, "start_line", 0)
+        shown = os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else os.sep.join(path.split(os.sep)[-2:])
+        return f"{shown}:{line} ({frame.function_name})"
+    return ""
+
+
+def read(closed, caller: str = "unknown source") -> Graph:
+    """The graph of a closed jaxpr.
+
+    Raises:
+      UnsupportedOpError: the program has side effects (callbacks, prints) or calls that cannot be looked into.
+    """
+    jaxpr, consts = _open(closed)
+    ins = [_value(v.aval) for v in jaxpr.invars]
+    ops: list[Op] = []
+    outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller)
+    return Graph(ins, ops, outs)
+
+
+def _open(closed) -> tuple[Any, Sequence[Any]]:
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())  # one class from jax 0.12 on, two before
+
+
+def _constant(x) -> Value:
+    aval = jax.typeof(x)
+    return Value(tuple(aval.shape), aval.dtype, x)
+
+
+def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller: str) -> list[Value]:
+    """Append the ops of a jaxpr; `caller` is the source line of equations whose own is inside a library."""
+    env: dict[Any, Value] = {}
+    env.update(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def get(v) -> Value:
+        return _constant_like(v) if isinstance(v, jec.Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        name, ins = eqn.primitive.name, [get(v) for v in eqn.invars]
+        source = source_line(eqn) or caller
+        if eqn.effects:
+            raise UnsupportedOpError(
+                f"{name} at {source} has side effects ({', '.join(str(e) for e in eqn.effects)}): a wafer program is a pure "
+                "function; take callbacks, prints and checks out of it and return what they need"
+            )
+        if name in CALLS:
+            body, body_consts = _open(eqn.params[CALLS[name]])
+            if name in ("checkpoint", "remat", "remat2") and eqn.params.get("prevent_cse", True) and eqn.params.get("differentiated"):
+                ins = _barrier(ins, ops, source)
+            outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            continue
+        outs = [_value(v.aval) for v in eqn.outvars]
+        bodies = tuple(read(j, source) for j in _bodies(eqn))
+        ops.append(Op(name, eqn.primitive, dict(eqn.params), ins, outs, source, bodies))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [get(v) for v in jaxpr.outvars]
+
+
+def _constant_like(literal) -> Value:
+    return Value(tuple(literal.aval.shape), literal.aval.dtype, literal.val)
+
+
+def _barrier(ins: list[Value], ops: list[Op], source: str) -> list[Value]:
+    """Keeps XLA from merging a recomputed forward pass with the first one, which would undo the user's remat."""
+    moving = [v for v in ins if v.const is None]
+    outs = {id(v): Value(v.shape, v.dtype) for v in moving}
+    if moving:
+        ops.append(Op("optimization_barrier", None, {}, moving, list(outs.values()), source))
+    return [outs.get(id(v), v) for v in ins]
+
+
+def _bodies(eqn) -> list[Any]:
+    params = eqn.params
+    if eqn.primitive.name == "scan":
+        return [params["jaxpr"]]
+    if eqn.primitive.name == "while":
+        return [params["cond_jaxpr"], params["body_jaxpr"]]
+    if eqn.primitive.name == "cond":
+        return list(params["branches"])
+    return []
+
+
+def scan_split(op: Op) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan. Counted from ranks: the parameters that say it differ between
+    jax 0.10 (num_consts, num_carry) and 0.12 (ft_in)."""
+    (body,) = op.bodies
+    carry = sum(o.ndim == v.ndim for o, v in zip(op.outs, body.outs, strict=True))
+    scanned = sum(i.ndim != v.ndim for i, v in zip(op.ins, body.ins, strict=True))
+    return len(op.ins) - scanned - carry, carry

@@ -1,0 +1,232 @@
+"""`wse.jit`: a JAX function on the wafer, called like a jitted function, lowered like `jax.jit(...).lower`."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from wsejax import fabric
+from wsejax.compiler import rules as _rules  # noqa: F401  registers the rules
+from wsejax.compiler import walk
+from wsejax.compiler.ir import Value, read
+from wsejax.compiler.layout import Layouts, choose
+from wsejax.compiler.program import Audit, Program
+from wsejax.hardware.wafer import Wafer
+
+
+def jit(
+    fun: Callable,
+    wafer: Wafer,
+    *,
+    donate_argnums: int | Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    strict: bool = True,
+) -> WaferFunction:
+    """`fun` as the wafer would run it: arrays laid over the PE mesh, every byte between PEs moved by neighbour shifts.
+
+    Args:
+      fun: a pure JAX function of pytrees, unmodified.
+      wafer: the machine. Results depend on its tiles, never on its devices or defects.
+      donate_argnums: as in `jax.jit`. A donated argument and the result of the same structure are laid out alike.
+      static_argnums, static_argnames: as in `jax.jit`; static values must be hashable.
+      strict: an operation without a rule raises `UnsupportedOpError` when lowering. False gathers its operands over the fabric, computes it
+        whole on every block, and shows it in the audit.
+
+    Returns:
+      A function of the same arguments and results. Arguments may be numpy or JAX arrays laid out in any way; results come
+      laid out over `wafer.mesh`.
+
+    Raises:
+      ValueError: `wafer` is not a Wafer, or an argument number is both static and donated.
+    """
+    if not isinstance(wafer, Wafer):
+        raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
+    donated, static = _numbers(donate_argnums), _numbers(static_argnums)
+    if both := set(donated) & set(static):
+        raise ValueError(f"donate_argnums={donated} and static_argnums={static}: argument {min(both)} cannot be both")
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    return WaferFunction(fun, wafer, donated, static, names, strict)
+
+
+def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+
+class WaferFunction:
+    """A function compiled for a wafer, one `Lowered` for every new set of shapes, dtypes and static values."""
+
+    def __init__(self, fun, wafer: Wafer, donated: tuple[int, ...], static: tuple[int, ...], names: tuple[str, ...], strict: bool) -> None:
+        functools.update_wrapper(self, fun, updated=())
+        self.fun, self.wafer, self.strict = fun, wafer, strict
+        self._donated, self._static, self._names = donated, static, names
+        self._lowered: dict[Any, Lowered] = {}
+
+    def lower(self, *args, **kwargs) -> Lowered:
+        """Plan the function for these arguments (arrays or `jax.ShapeDtypeStruct`s); allocates and compiles nothing."""
+        return self._find(args, kwargs)[0]
+
+    def __call__(self, *args, **kwargs):
+        lowered, flat = self._find(args, kwargs)
+        return lowered.run(flat)
+
+    def _find(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Lowered, list[Any]]:
+        static = {i % len(args) if args else i for i in self._static}
+        dynamic = tuple(a for i, a in enumerate(args) if i not in static)
+        dynamic_kw = {k: v for k, v in kwargs.items() if k not in self._names}
+        flat, tree = jax.tree.flatten((dynamic, dynamic_kw))
+        shapes = tuple(_abstract(x) for x in flat)
+        fixed = (tuple((i, args[i]) for i in sorted(static) if i < len(args)), tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))))
+        key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes), fixed)
+        if key not in self._lowered:
+            self._lowered[key] = self._lower(shapes, tree, dict(fixed[0]), dict(fixed[1]), len(args))
+        return self._lowered[key], flat
+
+    def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int) -> Lowered:
+        def flat_fun(*flat):
+            dynamic, kw = jax.tree.unflatten(tree, flat)
+            rest = iter(dynamic)
+            return self.fun(*(fixed[i] if i in fixed else next(rest) for i in range(count)), **kw, **fixed_kw)
+
+        functools.update_wrapper(flat_fun, self.fun, updated=())
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # traced knowing nothing of any mesh
+            closed, out = jax.make_jaxpr(flat_fun, return_shape=True)(*shapes)
+        graph = read(closed)
+        numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
+        dynamic, _ = jax.tree.unflatten(tree, list(numbers))
+        places = [i for i in range(count) if i not in fixed]
+        donated = [dynamic[places.index(i % count)] for i in self._donated if i % count in places]
+        same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
+        tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
+        devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
+        layouts = choose(graph, tiles, same)
+        plan = walk.plan(graph, walk.Context(layouts, tiles, devices, self.strict))
+        given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
+        return Lowered(self.wafer, plan, layouts, shapes, tree, jax.tree.structure(out), given_away)
+
+
+def _abstract(x) -> jax.ShapeDtypeStruct:
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)))
+
+
+def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list[tuple[Value, Value]]:
+    """Pairs of a donated argument's arrays and those of the first result with the same structure and shapes."""
+    numbered = jax.tree.unflatten(jax.tree.structure(out), list(range(len(outs))))
+    wanted = [shapes[n] for n in jax.tree.leaves(arg)]
+    for part in (numbered, *(numbered if isinstance(numbered, tuple | list) else ())):
+        leaves = jax.tree.leaves(part)
+        if jax.tree.structure(part) == jax.tree.structure(arg) and [(outs[n].shape, outs[n].dtype) for n in leaves] == [
+            (s.shape, s.dtype) for s in wanted
+        ]:
+            return [(ins[i], outs[o]) for i, o in zip(jax.tree.leaves(arg), leaves, strict=True)]
+    return []
+
+
+@dataclasses.dataclass(eq=False)
+class Lowered:
+    """A function planned for one wafer and one set of shapes, as `jax.stages.Lowered`."""
+
+    wafer: Wafer
+    plan: walk.Plan
+    chosen: Layouts
+    _shapes: Sequence[jax.ShapeDtypeStruct]
+    _in_tree: Any
+    _out_tree: Any
+    _given_away: tuple[int, ...]
+
+    @property
+    def program(self) -> Program:
+        """What happens on the fabric, as data."""
+        return Program(tuple(self.plan.calls), self.plan.local_ops, self.wafer.tiles)
+
+    def audit(self) -> Audit:
+        """The program as a report by source line; printable."""
+        return self.program.audit()
+
+    def _shardings(self, layouts) -> list[NamedSharding]:
+        return [NamedSharding(self.wafer.mesh, PartitionSpec(*lay)) for lay in layouts]
+
+    @functools.cached_property
+    def _flat_in_shardings(self) -> list[NamedSharding]:
+        return self._shardings(self.plan.ins)
+
+    @property
+    def in_shardings(self):
+        """`NamedSharding` of every dynamic argument: a tuple with the arguments' structures (a pair with a dict if there are keyword arguments)."""
+        args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
+        return (args, kwargs) if kwargs else args
+
+    @property
+    def out_shardings(self):
+        """`NamedSharding` of every result, in the structure of the results."""
+        return jax.tree.unflatten(self._out_tree, self._shardings(self.plan.outs))
+
+    def layouts(self) -> str:
+        """The chosen layouts of arguments and results as text, with the reason for each split dimension."""
+        lines = []
+        paths = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(self._in_tree, list(range(len(self._shapes)))))[0]
+        for path, n in paths:
+            value, lay = self.plan.graph.ins[n], self.plan.ins[n]
+            dims = ", ".join(f"{size}/{a}" if a else str(size) for size, a in zip(value.shape, lay, strict=True))
+            why = {self.chosen.why.get(self.chosen.classes.find((value, d)), "") for d, a in enumerate(lay) if a}
+            lines.append(f"{jax.tree_util.keystr(path)}: {value.dtype}[{dims}]" + (f"  ({'; '.join(sorted(why))})" if why else ""))
+        return "\n".join(lines)
+
+    @functools.cached_property
+    def _jitted(self):
+        mesh = self.wafer.mesh
+        specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)  # noqa: E731
+        body = fabric.on_mesh(lambda *blocks: tuple(walk.run(self.plan, *blocks)), mesh, specs(self.plan.ins), specs(self.plan.outs))
+        return jax.jit(body, in_shardings=tuple(self._flat_in_shardings), donate_argnums=self._given_away)
+
+    @functools.cached_property
+    def _stage(self):
+        return self._jitted.lower(*self._shapes)
+
+    def as_text(self) -> str:
+        """The StableHLO text handed to XLA."""
+        return self._stage.as_text()
+
+    def compile(self) -> Compiled:
+        """Compile for the wafer's devices."""
+        return Compiled(self, self._stage.compile())
+
+    def place(self, flat: Sequence[Any]) -> list[Any]:
+        """Arguments laid out over the mesh; those that are already are passed on."""
+        return [
+            x if isinstance(x, jax.core.Tracer) or getattr(x, "sharding", None) == s else jax.device_put(x, s)
+            for x, s in zip(flat, self._flat_in_shardings, strict=True)
+        ]
+
+    def run(self, flat: Sequence[Any]):
+        """Run on flat dynamic arguments."""
+        return jax.tree.unflatten(self._out_tree, self._jitted(*self.place(flat)))
+
+
+@dataclasses.dataclass(eq=False)
+class Compiled:
+    """A compiled function, as `jax.stages.Compiled`; called with the dynamic arguments."""
+
+    lowered: Lowered
+    stage: jax.stages.Compiled
+
+    def as_text(self) -> str:
+        """The optimised HLO text."""
+        return self.stage.as_text() or ""
+
+    def cost_analysis(self):
+        return self.stage.cost_analysis()
+
+    def memory_analysis(self):
+        return self.stage.memory_analysis()
+
+    def __call__(self, *args, **kwargs):
+        flat, tree = jax.tree.flatten((args, kwargs))
+        if tree != self.lowered._in_tree:
+            raise ValueError(f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure")
+        return jax.tree.unflatten(self.lowered._out_tree, self.stage(*self.lowered.place(flat)))

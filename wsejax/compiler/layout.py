@@ -1,0 +1,160 @@
+"""The one place that chooses layouts: which class of dimensions is split over which mesh axis.
+
+Laws:
+* a layout depends on the tiles, never on the devices, so neither do the bits of a result;
+* values that meet element by element are laid out alike, since their dimensions are of one class;
+* a class is split only if every value in it can be: its size divides by the tiles of the axis.
+
+Choice, in program order: where a product has an argument of the program (a weight) as an operand, the weight lies (contracted/y, kept/x) and
+the other operand (kept/y, contracted/x), so that products forward and backward keep activations on (tokens/y, features/x) and
+weights on (in/y, out/x). A table that is indexed lies (rows/y, features/x). The other products' results follow their operands. Arguments that no product
+decides take their first two dimensions.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+
+from wsejax.compiler.dims import Classes, Dim, classify
+from wsejax.compiler.ir import Graph, Op, Value, scan_split
+from wsejax.kernels.relayout import Layout
+
+ROWS, COLS = "y", "x"
+VIEWS = {"convert_element_type", "transpose", "reshape", "squeeze", "slice", "copy", "optimization_barrier", "dynamic_slice"}
+
+
+@dataclasses.dataclass
+class Layouts:
+    """The chosen axis of every class, with the reason; `layouts[value]` is a value's layout."""
+
+    classes: Classes
+    tiles: Mapping[str, int]
+    axis: dict[Dim, str] = dataclasses.field(default_factory=dict)  # keyed by the class's representative
+    why: dict[Dim, str] = dataclasses.field(default_factory=dict)
+
+    def of(self, dim: Dim) -> str | None:
+        return self.axis.get(self.classes.find(dim))
+
+    def __getitem__(self, value: Value) -> Layout:
+        if value.const is not None:
+            return (None,) * value.ndim
+        out: list[str | None] = []
+        for d in range(value.ndim):
+            axis = self.of((value, d))
+            out.append(axis if axis not in out else None)  # a class that a value has twice splits its first dimension
+        return tuple(out)
+
+    def fits(self, dim: Dim, axis: str) -> bool:
+        """Whether the class of `dim` can be split over `axis`: sizes divide, and no value in it uses the axis already."""
+        root = self.classes.find(dim)
+        if root in self.axis:
+            return False
+        for value, d in self.classes.members(root):
+            if value.shape[d] % self.tiles[axis]:
+                return False
+            for other in range(value.ndim):
+                if other != d and self.of((value, other)) == axis:
+                    return False
+        return True
+
+    def put(self, dim: Dim, axes: str, why: str) -> bool:
+        """Split the class of `dim` over the first of `axes` that fits; whether it is split now."""
+        if self.of(dim) is not None:
+            return True
+        for axis in axes:
+            if self.fits(dim, axis):
+                root = self.classes.find(dim)
+                self.axis[root], self.why[root] = axis, why
+                return True
+        return False
+
+    def put_first(self, value: Value, dims: Sequence[int], axes: str, why: str) -> None:
+        """Split the first of `dims` that can be, unless one of them is split over one of `axes` already."""
+        if any(self.of((value, d)) in tuple(axes) for d in dims):
+            return
+        for d in dims:
+            if self.of((value, d)) is None and value.shape[d] > 1 and self.put((value, d), axes, why):
+                return
+
+
+def choose(graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, Value]] = ()) -> Layouts:
+    """Layouts of all values of `graph`.
+
+    Args:
+      graph: the program.
+      tiles: number of tiles along each mesh axis.
+      same: pairs of an argument and the result that takes its place in the next call; they are laid out alike.
+    """
+    classes = classify(graph)
+    for a, b in same:
+        for d in range(a.ndim):
+            classes.join((a, d), (b, d))
+    layouts = Layouts(classes, tiles)
+    weights = _weights(graph)
+    for op in graph.walk():
+        if op.name == "dot_general":
+            _product(layouts, op, weights)
+        elif op.name == "gather" and id(op.ins[0]) in weights:
+            _table(layouts, op)
+    loop_dims = {classes.find((v, 0)) for op in graph.walk() if op.name == "scan" for v in _scanned(op)}
+    for v in graph.ins:
+        if not any(layouts[v]) and v.size_bytes > 64:
+            dims = [d for d in range(v.ndim) if classes.find((v, d)) not in loop_dims]
+            for d, axis in zip(dims[:2] if v.ndim > 1 else dims, (ROWS, COLS) if v.ndim > 1 else (COLS,), strict=False):
+                layouts.put((v, d), axis, f"argument {v}: no product decides")
+    return layouts
+
+
+def _scanned(op: Op) -> list[Value]:
+    consts, carry = scan_split(op)
+    return [*op.ins[consts + carry :], *op.outs[carry:]]
+
+
+def _weights(graph: Graph, given: Sequence[Value] | None = None) -> set[int]:
+    """Ids of values that are views of the program's floating-point arguments (reshaped, cast, or a loop's slice of one)."""
+    found = {id(v) for v in (graph.ins if given is None else given) if jnp.issubdtype(v.dtype, jnp.floating)}
+    for op in graph.ops:
+        if op.name in VIEWS and id(op.ins[0]) in found:
+            found.add(id(op.outs[0]))
+        elif op.name == "scan":
+            (body,), (consts, carry) = op.bodies, scan_split(op)
+            inner = [b for n, (a, b) in enumerate(zip(op.ins, body.ins, strict=True)) if id(a) in found and not consts <= n < consts + carry]
+            found |= _weights(body, inner)
+    return found
+
+
+def _product(layouts: Layouts, op: Op, weights: set[int]) -> None:
+    a, b = op.ins
+    (ac, bc), (ab, bb) = op.params["dimension_numbers"]
+    out, why = op.outs[0], f"product at {op.source}"
+    af = [d for d in range(a.ndim) if d not in ac and d not in ab]
+    bf = [d for d in range(b.ndim) if d not in bc and d not in bb]
+    sides = ((a, ac, af, range(len(ab), len(ab) + len(af))), (b, bc, bf, range(len(ab) + len(af), out.ndim)))
+    if not ab and (id(a) in weights or id(b) in weights):
+        (x, xc, xf, _), (w, wc, wf, _) = sides if id(b) in weights else sides[::-1]
+        layouts.put_first(w, wf, COLS, f"kept by the {why}")
+        layouts.put_first(w, wc, ROWS, f"contracted by the {why}")
+        if not any(layouts.of((w, d)) for d in wf):
+            layouts.put_first(w, wf, ROWS, f"kept by the {why}")
+        layouts.put_first(x, xc, COLS, f"features contracted by the {why}")
+        layouts.put_first(x, xf, ROWS, f"tokens of the {why}")
+    for d in range(len(ab)):
+        layouts.put_first(out, [d], COLS + ROWS, f"batch of the {why}")
+    for v, _, free, places in sides:
+        for d, place in zip(free, places, strict=True):
+            axis = layouts.of((v, d))
+            if axis is not None:
+                layouts.put((out, place), axis, f"kept by the {why}")
+    if not ab:
+        layouts.put_first(out, [p for p in sides[1][3]], COLS, f"result of the {why}")
+        layouts.put_first(out, [p for p in sides[0][3]], ROWS, f"result of the {why}")
+
+
+def _table(layouts: Layouts, op: Op) -> None:
+    dn, (table, idx, *_) = op.params["dimension_numbers"], op.ins
+    window = [d for d in range(table.ndim) if d not in dn.collapsed_slice_dims and d not in dn.operand_batching_dims]
+    layouts.put_first(table, window, COLS, f"features of the table read at {op.source}")
+    layouts.put_first(table, list(dn.start_index_map), ROWS, f"rows of the table read at {op.source}")
+    layouts.put_first(idx, range(idx.ndim - 1), ROWS, f"tokens of the table read at {op.source}")

@@ -1,0 +1,72 @@
+"""Rules of loops and branches: the bodies are planned like the program; what is carried keeps one layout."""
+from __future__ import annotations
+
+import dataclasses
+
+from jax import lax
+
+from wsejax.compiler import walk
+from wsejax.compiler.ir import Op, scan_split
+from wsejax.compiler.walk import Context, Step, rule, whole
+
+
+@rule("scan")
+def scan(op: Op, ctx: Context) -> Step:
+    (body,), (consts, carry) = op.bodies, scan_split(op)
+    inner = [ctx.layouts[v] for v in body.ins]
+    outs = [*inner[consts : consts + carry], *(ctx.layouts[v] for v in body.outs[carry:])]
+    plan = ctx.plan(body, outs)
+    lead = lambda lay: (None, *lay)  # noqa: E731
+    ins = [*inner[: consts + carry], *map(lead, inner[consts + carry :])]
+
+    def run(*xs):
+        fixed, init, scanned = list(xs[:consts]), list(xs[consts : consts + carry]), list(xs[consts + carry :])
+
+        def step(c, x):
+            results = walk.run(plan, *fixed, *c, *x)
+            return results[:carry], results[carry:]
+
+        keys = {k: op.params[k] for k in ("length", "reverse", "unroll")}
+        last, stacked = lax.scan(step, init, scanned, **keys)
+        return [*last, *stacked]
+
+    return Step(ins, [*outs[:carry], *map(lead, outs[carry:])], run, [c.times(op.params["length"]) for c in plan.calls])
+
+
+@rule("while")
+def while_(op: Op, ctx: Context) -> Step:
+    cond, body = op.bodies
+    nc, nb = op.params["cond_nconsts"], op.params["body_nconsts"]
+    carry = [ctx.layouts[v] for v in body.ins[nb:]]
+    body_plan = ctx.plan(body, carry)
+    cond_ins = [ctx.layouts[v] for v in cond.ins[:nc]]
+    again = dataclasses.replace(ctx, layouts=ctx.layouts)
+    cond_plan = again.plan(cond, [()])
+
+    def run(*xs):
+        c_consts, b_consts, init = list(xs[:nc]), list(xs[nc : nc + nb]), list(xs[nc + nb :])
+
+        def keep_going(c):  # the condition's own layouts of the carry are those of its inputs
+            return walk.run(cond_plan, *c_consts, *[_to(x, a, b) for x, a, b in zip(c, carry, cond_plan.ins[nc:], strict=True)])[0]
+
+        return lax.while_loop(keep_going, lambda c: walk.run(body_plan, *b_consts, *c), init)
+
+    ins = [*cond_ins, *body_plan.ins[:nb], *carry]
+    return Step(ins, carry, run, [c.times(None) for c in (*cond_plan.calls, *body_plan.calls)])
+
+
+def _to(x, src, dst):
+    return walk.relayout(x, src, dst)
+
+
+@rule("cond")
+def cond(op: Op, ctx: Context) -> Step:
+    outs = [ctx.layouts[v] for v in op.outs]
+    ins = [ctx.layouts[v] for v in op.bodies[0].ins]
+    plans = [ctx.plan(branch, outs) for branch in op.bodies]
+
+    def branch(plan):
+        return lambda *xs: walk.run(plan, *[_to(x, a, b) for x, a, b in zip(xs, ins, plan.ins, strict=True)])
+
+    calls = [dataclasses.replace(c, trips=None) for plan in plans for c in plan.calls]
+    return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [branch(p) for p in plans], *xs), calls)

@@ -1,0 +1,113 @@
+"""Rules of operations that rearrange elements: a split dimension stays split where its elements stay together."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from wsejax.compiler.dims import kept, major, reshape_groups
+from wsejax.compiler.ir import Op
+from wsejax.compiler.walk import Context, Step, rule, whole
+from wsejax.kernels.relayout import Layout
+
+
+@rule("broadcast_in_dim")
+def broadcast_in_dim(op: Op, ctx: Context) -> Step:
+    x, out = op.ins[0], op.outs[0]
+    lay = ctx.layouts[out]
+    ins = tuple(lay[j] if x.shape[i] == out.shape[j] else None for i, j in enumerate(op.params["broadcast_dimensions"]))
+    shape = ctx.block(out.shape, lay)
+    return Step([ins], [lay], lambda x: op.bind(x, shape=shape))
+
+
+@rule("transpose")
+def transpose(op: Op, ctx: Context) -> Step:
+    lay, ins = ctx.layouts[op.outs[0]], [None] * op.ins[0].ndim
+    for j, i in enumerate(op.params["permutation"]):
+        ins[i] = lay[j]
+    return Step([tuple(ins)], [lay], op.bind)
+
+
+@rule("squeeze")
+def squeeze(op: Op, ctx: Context) -> Step:
+    lay, ins = ctx.layouts[op.outs[0]], [None] * op.ins[0].ndim
+    for j, i in enumerate(kept(op.ins[0].ndim, op.params["dimensions"])):
+        ins[i] = lay[j]
+    return Step([tuple(ins)], [lay], op.bind)
+
+
+@rule("reshape")
+def reshape(op: Op, ctx: Context) -> Step:
+    """A group's sharding passes between its slowest dimensions; other split dimensions of a group that changes are gathered first."""
+    x, out = op.ins[0], op.outs[0]
+    chosen, have = ctx.layouts[out], ctx.layouts[x]
+    ins: list[str | None] = [None] * x.ndim
+    outs: list[str | None] = [None] * out.ndim
+    for left, right in reshape_groups(x.shape, out.shape) if math.prod(x.shape) else ():
+        i, j = major(x.shape, left), major(out.shape, right)
+        if i is None or j is None:
+            continue
+        for axis in (chosen[j], have[i]):
+            if axis and axis not in outs and x.shape[i] % ctx.tiles[axis] == 0 == out.shape[j] % ctx.tiles[axis]:
+                ins[i] = outs[j] = axis
+                break
+    shape = ctx.block(out.shape, tuple(outs))
+    return Step([tuple(ins)], [tuple(outs)], lambda x: op.bind(x, new_sizes=shape))
+
+
+def along(names: str, dims: Callable[[Op], set[int]]):
+    """Rule of ops that touch only the dimensions `dims(op)`: those are made whole, the others keep the result's layout."""
+
+    @rule(*names.split())
+    def _(op: Op, ctx: Context) -> Step:
+        touched, lay = dims(op), ctx.layouts[op.outs[0]]
+        lay = tuple(None if d in touched else a for d, a in enumerate(lay))
+        return Step([lay if v.ndim == len(lay) else whole(v) for v in op.ins], [lay] * len(op.outs), op.bind)
+
+
+along("rev", lambda op: set(op.params["dimensions"]))
+along("concatenate", lambda op: {op.params["dimension"]})
+along("pad", lambda op: {d for d, p in enumerate(op.params["padding_config"]) if tuple(p) != (0, 0, 0)})
+along("cumsum cumprod cummax cummin cumlogsumexp", lambda op: {op.params["axis"]})
+along("sort", lambda op: {op.params["dimension"]})
+along("split", lambda op: {op.params["axis"]})
+
+
+@rule("stack")
+def stack(op: Op, ctx: Context) -> Step:
+    axis, lay = op.params["axis"], ctx.layouts[op.outs[0]]
+    lay = tuple(None if d == axis else a for d, a in enumerate(lay))
+    return Step([tuple(a for d, a in enumerate(lay) if d != axis)] * len(op.ins), [lay], op.bind)
+
+
+@rule("top_k")
+def top_k(op: Op, ctx: Context) -> Step:
+    axis = op.params.get("axis", op.ins[0].ndim - 1) % op.ins[0].ndim
+    lay = tuple(None if d == axis else a for d, a in enumerate(ctx.layouts[op.ins[0]]))
+    return Step([lay], [lay, lay], op.bind)
+
+
+def _cut(op: Op, ctx: Context) -> tuple[Layout, Callable]:
+    """Layout with the cut dimensions whole, and a function that replaces full lengths by the block's."""
+    x, out = op.ins[0], op.outs[0]
+    lay = tuple(a if x.shape[d] == out.shape[d] else None for d, a in enumerate(ctx.layouts[out]))
+    block = ctx.block(x.shape, lay)
+    return lay, lambda sizes: tuple(block[d] if lay[d] else n for d, n in enumerate(sizes))
+
+
+@rule("slice")
+def slice_(op: Op, ctx: Context) -> Step:
+    lay, local = _cut(op, ctx)
+    return Step([lay], [lay], lambda x: op.bind(x, limit_indices=local(op.params["limit_indices"])))
+
+
+@rule("dynamic_slice")
+def dynamic_slice(op: Op, ctx: Context) -> Step:
+    lay, local = _cut(op, ctx)
+    return Step([lay, *[()] * (len(op.ins) - 1)], [lay], lambda x, *at: op.bind(x, *at, slice_sizes=local(op.params["slice_sizes"])))
+
+
+@rule("dynamic_update_slice")
+def dynamic_update_slice(op: Op, ctx: Context) -> Step:
+    x, update = op.ins[:2]
+    lay = tuple(a if x.shape[d] == update.shape[d] else None for d, a in enumerate(ctx.layouts[op.outs[0]]))
+    return Step([lay, lay, *[()] * (len(op.ins) - 2)], [lay], op.bind)

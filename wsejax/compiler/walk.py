@@ -1,0 +1,175 @@
+"""The walk: every op gets a rule's `Step`, operands are brought to the layouts that the step wants, results to those that were chosen.
+
+`plan` reads a graph and writes data (steps, calls); `run` does the plan on blocks, inside the mesh. Pricing reads the first, executing the second.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
+from wsejax.compiler.layout import Layouts
+from wsejax.compiler.program import Array, Call
+from wsejax.kernels.relayout import Layout, byte_hops, relayout, steps
+
+
+@dataclasses.dataclass
+class Step:
+    """How one op is done: operands in layouts `ins`, `run` on their blocks, results in layouts `outs`.
+
+    `calls` is what it does on the fabric (nothing for local work).
+    """
+
+    ins: Sequence[Layout]
+    outs: Sequence[Layout]
+    run: Callable[..., Sequence[Any]]
+    calls: Sequence[Call] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a rule may ask for: the chosen layouts, the tile grid, and the devices it is split over."""
+
+    layouts: Layouts
+    tiles: Mapping[str, int]
+    devices: Mapping[str, int]
+    strict: bool
+
+    @property
+    def steady(self) -> bool:
+        """Whether bits could depend on the devices: a wafer of one tile has one device, and computes as plain JAX does."""
+        return math.prod(self.tiles.values()) > 1
+
+    def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
+        """Shape of a device's block."""
+        return tuple(n // self.devices[a] if a else n for n, a in zip(shape, layout, strict=True))
+
+    def call(self, kind: str, kernel: str, op: Op, ins: Sequence[Layout], outs: Sequence[Layout], **numbers) -> Call:
+        return Call(
+            kind,
+            kernel,
+            tuple(Array.of(v, lay) for v, lay in zip(op.ins, ins, strict=True)),
+            tuple(Array.of(v, lay) for v, lay in zip(op.outs, outs, strict=True)),
+            op.source,
+            **numbers,
+        )
+
+    def plan(self, graph: Graph, outs: Sequence[Layout]) -> Plan:
+        """The plan of a loop body or branch whose results must have layouts `outs`."""
+        return plan(graph, self, outs)
+
+
+Rule = Callable[[Op, Context], Step]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str):
+    """Register the rule of some primitives. A rule chooses no layout: it says what it needs to give the chosen one, or the nearest it can."""
+
+    def register(fun: Rule) -> Rule:
+        for name in names:
+            RULES[name] = fun
+        return fun
+
+    return register
+
+
+@dataclasses.dataclass
+class Move:
+    value: Value
+    src: Layout
+    dst: Layout
+
+
+@dataclasses.dataclass
+class Plan:
+    """Steps of a graph in order, with the layouts of its inputs and results."""
+
+    graph: Graph
+    ins: list[Layout]
+    outs: list[Layout]
+    steps: list[tuple[Op, Step, list[Layout]]]  # with the layouts the results are kept in
+    have: dict[Value, Layout]
+    calls: list[Call]
+    local_ops: int
+
+
+def whole(value: Value) -> Layout:
+    return (None,) * value.ndim
+
+
+def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Plan:
+    """Plan a graph. Its inputs have their chosen layouts; its results get `outs`, by default theirs.
+
+    Raises:
+      UnsupportedOpError: an op without a rule, in strict mode.
+    """
+    have: dict[Value, Layout] = {v: ctx.layouts[v] for v in graph.ins}
+    moved: set[tuple[int, Layout]] = set()
+    calls: list[Call] = []
+    done: list[tuple[Op, Step, list[Layout]]] = []
+    local = 0
+
+    def record_move(value: Value, src: Layout, dst: Layout, source: str) -> None:
+        if (id(value), dst) in moved or not any(what == "gather" for what, _, _ in steps(src, dst)):
+            return
+        moved.add((id(value), dst))
+        hops = byte_hops(value.shape, itemsize_bytes(value.dtype), src, dst, ctx.tiles)
+        calls.append(Call("relayout", "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops))
+
+    for op in graph.ops:
+        step = _step(op, ctx)
+        for value, want in zip(op.ins, step.ins, strict=True):
+            record_move(value, have.get(value, whole(value)), want, op.source)
+        calls += step.calls
+        local += not step.calls
+        keep = [ctx.layouts[v] for v in op.outs]
+        for value, got, chosen in zip(op.outs, step.outs, keep, strict=True):
+            record_move(value, got, chosen, op.source)
+        have.update(zip(op.outs, keep, strict=True))
+        done.append((op, step, keep))
+    final = [have.get(v, whole(v)) for v in graph.outs] if outs is None else list(outs)
+    for value, want in zip(graph.outs, final, strict=True):
+        record_move(value, have.get(value, whole(value)), want, "result of the function")
+    return Plan(graph, [have[v] for v in graph.ins], final, done, have, calls, local)
+
+
+def _step(op: Op, ctx: Context) -> Step:
+    if op.name in RULES:
+        return RULES[op.name](op, ctx)
+    if ctx.strict:
+        shapes = ", ".join(map(str, op.ins))
+        raise UnsupportedOpError(
+            f"{op.name}({shapes}) at {op.source} has no rule for the fabric yet. Rewrite it with operations that do, take it out of "
+            "the function, or pass strict=False to wse.jit: it is then gathered and computed whole on every block, and the audit says so"
+        )
+    ins, outs = [whole(v) for v in op.ins], [whole(v) for v in op.outs]
+    return Step(ins, outs, op.bind, [ctx.call("unsharded", op.name, op, ins, outs)])
+
+
+def run(plan: Plan, *blocks) -> list[Any]:
+    """Do a plan on this device's blocks of the graph's inputs, in layouts `plan.ins`. Must run inside the mesh."""
+    env: dict[tuple[Value, Layout], Any] = {(v, lay): b for v, lay, b in zip(plan.graph.ins, plan.ins, blocks, strict=True)}
+
+    def get(value: Value, want: Layout):
+        if (value, want) not in env:
+            if value.const is not None:
+                env[value, want] = relayout(value.const, whole(value), want) if any(want) else value.const
+            else:
+                src = plan.have[value]
+                env[value, want] = relayout(env[value, src], src, want)
+        return env[value, want]
+
+    for op, step, keep in plan.steps:
+        results = step.run(*[get(v, want) for v, want in zip(op.ins, step.ins, strict=True)])
+        for value, got, chosen, result in zip(op.outs, step.outs, keep, results, strict=True):
+            env[value, got] = result
+            env[value, chosen] = relayout(result, got, chosen)
+    return [get(v, want) for v, want in zip(plan.graph.outs, plan.outs, strict=True)]
+
+
+def tile_count(layout: Layout, tiles: Mapping[str, int]) -> int:
+    """Tiles that hold different parts of an array."""
+    return math.prod(tiles[a] for a in layout if a)

@@ -1,0 +1,117 @@
+"""Collectives made of hops. Their results depend on the tile grid alone, never on how many devices hold it.
+
+Reductions add in the order of the tiles along the line, west to east or north to south, one after the other: the only order that
+every split of the line over devices can keep.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from wsejax.fabric.ring import ring_hop, ring_order
+from wsejax.fabric.shift import AXES, coordinate, hop, size
+
+
+def gather(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
+    """Dense blocks of all devices along `axis`, concatenated along array dimension `dim` in mesh order, on every device.
+
+    One turn of the folded ring: size(axis) - 1 steps of at most two hops.
+    """
+    n = size(axis)
+    if n == 1:
+        return x
+    order = ring_order(n)
+    place = jnp.asarray([order.index(i) for i in range(n)])[coordinate(axis)]
+    order = jnp.asarray(order)
+    step = x.shape[dim]
+    shape = list(x.shape)
+    shape[dim] *= n
+    out = jnp.zeros(shape, x.dtype)
+    for turn in range(n):  # after `turn` ring steps this device holds the block of its turn-th predecessor
+        owner = order[(place - turn) % n]
+        out = lax.dynamic_update_slice_in_dim(out, x, owner * step, dim)
+        if turn < n - 1:
+            x = ring_hop(x, axis)
+    return out
+
+
+def collect(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
+    """Each device's share of dimension `dim` of the sum over the devices along `axis` (a reduce-scatter round the ring).
+
+    Added in ring order: for values whose sum does not depend on the order (integers, or one non-zero contribution).
+    """
+    n = size(axis)
+    if n == 1:
+        return x
+    order = ring_order(n)
+    place = jnp.asarray([order.index(i) for i in range(n)])[coordinate(axis)]
+    order = jnp.asarray(order)
+    step = x.shape[dim] // n
+
+    def share(back: int):
+        return lax.dynamic_slice_in_dim(x, order[(place - back) % n] * step, step, dim)
+
+    total = share(1)
+    for back in range(2, n + 1):
+        total = ring_hop(total, axis) + share(back)
+    return total
+
+
+def in_order(x: Shaped[Array, "..."], dim: int, op: Callable = jnp.add) -> Shaped[Array, "..."]:
+    """Combine the entries of `dim` one after the other: ((x0 + x1) + x2) + ..."""
+    return functools.reduce(op, [lax.index_in_dim(x, i, dim, keepdims=False) for i in range(x.shape[dim])])
+
+
+def _line(x: Shaped[Array, "rows cols ..."], axis: str) -> tuple[int, int]:
+    if axis not in AXES:
+        raise ValueError(f"axis={axis!r}: must be 'y' (along the columns of tiles) or 'x' (along the rows of tiles)")
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {x.shape}: a grid block has leading axes (rows, cols), one entry a tile")
+    dim = AXES.index(axis)
+    return dim, x.shape[dim]
+
+
+def all_reduce(x: Shaped[Array, "rows cols ..."], axis: str, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
+    """Every tile gets the tiles of its line along `axis` combined by `op` in tile order."""
+    dim, _ = _line(x, axis)
+    total = in_order(gather(x, axis, dim), dim, op)
+    return jnp.broadcast_to(jnp.expand_dims(total, dim), x.shape)
+
+
+def reduce(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
+    """As `all_reduce`, but only the tile at position `root` of each line keeps the result; the others hold zeros."""
+    dim, local = _line(x, axis)
+    _check_root(root, local * size(axis))
+    total = all_reduce(x, axis, op)
+    here = coordinate(axis) * local + jnp.arange(local)
+    keep = (here == root).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    return jnp.where(keep, total, jnp.zeros_like(total))
+
+
+def broadcast(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0) -> Shaped[Array, "rows cols ..."]:
+    """Every tile gets the entry of the tile at position `root` of its line along `axis`."""
+    dim, local = _line(x, axis)
+    n = size(axis)
+    _check_root(root, local * n)
+    owner, here = root // local, coordinate(axis)
+    value = lax.index_in_dim(x, root % local, dim, keepdims=True)
+    for step, reach in ((1, n - 1 - owner), (-1, owner)):  # outwards from the owner, one device a hop
+        for away in range(1, reach + 1):
+            value = jnp.where(here == owner + step * away, hop(value, axis, step), value)
+    return jnp.broadcast_to(value, x.shape)
+
+
+def all_gather(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols n ..."]:
+    """Every tile gets the entries of its whole line along `axis`, in a new third axis in tile order."""
+    dim, local = _line(x, axis)
+    line = jnp.moveaxis(gather(x, axis, dim), dim, 1)  # (other, n, ...)
+    return jnp.repeat(jnp.expand_dims(line, dim), local, axis=dim)
+
+
+def _check_root(root: int, tiles: int) -> None:
+    if not 0 <= root < tiles:
+        raise ValueError(f"root={root}: the line has tiles 0 to {tiles - 1}")

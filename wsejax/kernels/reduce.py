@@ -1,0 +1,77 @@
+"""Reductions in tile order: each tile reduces its own part, the partial results travel, and are combined tile after tile."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from wsejax import fabric
+from wsejax.kernels.relayout import Layout
+
+
+RADIX = 4  # terms added in one pass over memory; on CPU as fast as XLA's own reduction, or faster
+
+
+def tree_reduce(x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Array, Array], Array]) -> Shaped[Array, "..."]:
+    """Reduce `dims` in an association that the sizes of those dimensions alone decide.
+
+    XLA's own floating-point reductions may be reassociated, in a way that depends on the whole shape of a device's block. Here every pass
+    combines RADIX (or the next divisor) slices element by element, pairwise, so the bits of one result do not depend on how many
+    others stand beside it.
+    """
+    for dim in sorted(dims):
+        while (n := x.shape[dim]) > 1:
+            radix = next((r for r in range(min(RADIX, n), 1, -1) if n % r == 0), None) or next(r for r in range(2, n + 1) if n % r == 0)
+            split = x.reshape(*x.shape[:dim], radix, n // radix, *x.shape[dim + 1 :])
+            terms = [lax.index_in_dim(split, i, dim, keepdims=False) for i in range(radix)]
+            while len(terms) > 1:
+                pairs = [op(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+                terms = pairs + terms[len(pairs) * 2 :]
+            x = lax.optimization_barrier(terms[0]) if n > radix else terms[0]  # one pass a kernel, as XLA would else nest them
+    return lax.squeeze(x, dims)
+
+
+def reduce_tiles(
+    x: Shaped[Array, "..."],
+    layout: Layout,
+    dims: tuple[int, ...],
+    local: Callable[[Array, tuple[int, ...]], Array],
+    op: Callable[[Array, Array], Array],
+    tiles: Mapping[str, int],
+) -> Shaped[Array, "..."]:
+    """Reduce `dims` of an array laid out by `layout`; the result is replicated along the axes that split them.
+
+    The bits depend on `tiles` only: a tile's partial result comes from `local` on the tile's own elements, partials are combined by
+    `op` in tile order along each axis.
+
+    Args:
+      x: this device's block.
+      layout: its layout.
+      dims: dimensions to reduce.
+      local: (array, dims) -> array, the reduction inside one tile.
+      op: the same reduction of two partial results.
+      tiles: number of tiles along each mesh axis.
+    """
+    split: list[int] = []  # shape with every split dimension as (tiles, rest)
+    drop: list[int] = []  # of the split shape, what each tile reduces by itself
+    lines: list[tuple[str, int]] = []  # (axis, dimension of the partial results)
+    kept = 0
+    for d, n in enumerate(x.shape):
+        axis = layout[d]
+        if d in dims and axis is not None:
+            here = tiles[axis] // fabric.size(axis)
+            split += [here, n // here]
+            drop.append(len(split) - 1)
+            lines.append((axis, kept))
+            kept += 1
+        else:
+            split.append(n)
+            if d in dims:
+                drop.append(len(split) - 1)
+            else:
+                kept += 1
+    partial = local(x.reshape(split), tuple(drop))
+    for axis, dim in reversed(lines):  # later dimensions first, so that the earlier ones keep their place
+        partial = fabric.in_order(fabric.gather(partial, axis, dim), dim, op)
+    return partial
