@@ -6,15 +6,13 @@ checkpoints/. The same command again goes on from the newest good checkpoint, as
 
 from __future__ import annotations
 
-import math
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,17 +21,17 @@ import optax
 import tyro
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
-from wsejax.training.data import Corpus, load_corpus, train_batches, validation_batches
+from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import (
     MetricsLog,
     RunDirectory,
+    RunDirectoryError,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
@@ -49,13 +47,10 @@ from wsejax.training.state import (
     split_model,
 )
 
+from .recorder import DivergedError, Recorder, progress_bar
 from .settings import Settings
 
 PROMPT = b"def "
-
-
-class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,17 @@ class Run:
             return init_train_state(params, self.tx, seed=self.settings.seed)
 
         return jax.jit(build)()
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state."""
+        return jax.eval_shape(self.initial_state)
+
+    @cached_property
+    def held_out(self) -> list[Batch]:
+        """The validation batches."""
+        settings = self.settings
+        return validation_batches(self.corpus, batch_size=settings.batch, batches=settings.eval_batches)
 
     def loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
         """Mean loss of a batch in nats per byte; a key turns dropout on."""
@@ -124,8 +130,11 @@ class Machine:
     audit: str
 
 
-def on_machine(run: Run, abstract_state: TrainState, batch: Any) -> Machine:
-    """Compile the step for the wafer, or for one device with plain `jax.jit` where the wafer is off."""
+def on_machine(run: Run) -> Machine:
+    """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off.
+
+    Raises wse.UnsupportedOpError for an operation that the wafer has no rule for.
+    """
     step = make_train_step(
         run.loss,
         run.tx,
@@ -142,12 +151,12 @@ def on_machine(run: Run, abstract_state: TrainState, batch: Any) -> Machine:
             "plain jax.jit on one device: nothing ran on a wafer",
         )
     on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
-    lowered = on_wafer.lower(abstract_state, batch)
-    params_shardings = evaluate.lower(abstract_state.params, batch).in_shardings[0]
+    lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
+    params_shardings = evaluate.lower(run.abstract_state.params, run.held_out[0]).in_shardings[0]
     return Machine(on_wafer, evaluate, lowered.in_shardings[0], params_shardings, str(lowered.audit()))
 
 
-def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
+def train(run: Run, machine: Machine, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
     """Train to the last step or until told to stop. Returns the state, the metrics, and whether the run is
     complete."""
     settings = run.settings
@@ -156,10 +165,6 @@ def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainSta
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
     batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
-    held_out = validation_batches(run.corpus, batch_size=settings.batch, batches=settings.eval_batches)
-    abstract_state = jax.eval_shape(run.initial_state)
-    with console.status("tracing the step"):
-        machine = on_machine(run, abstract_state, held_out[0])
     write_atomically(directory.path / "audit.txt", machine.audit + "\n")
     if run.wafer is not None:
         plot_wafer(run.wafer, directory.path / "wafer.png")
@@ -169,7 +174,7 @@ def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainSta
         GracefulStop(say) as stop,
         ExitStack() as stack,
     ):
-        restored = checkpoints.restore_newest(abstract_like(abstract_state, machine.state_shardings))
+        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings))
         if restored is None:
             state, start = jax.device_put(run.initial_state(), machine.state_shardings), 0
         else:
@@ -177,8 +182,8 @@ def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainSta
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
         log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
-        progress = stack.enter_context(_progress(console))
-        recorder = Recorder(run, log, progress, start)
+        progress = stack.enter_context(progress_bar(console))
+        recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
         step = saved = start
         while step < settings.steps and not stop.asked:
             step += 1
@@ -186,7 +191,7 @@ def train(run: Run, directory: RunDirectory, console: Console) -> tuple[TrainSta
             recorder.add(step, metrics)
             last = step == settings.steps
             if last or step % settings.eval_every == 0:
-                recorder.flush(partial(validation_loss, machine, state.params, held_out))
+                recorder.flush(partial(validation_loss, machine, state.params, run.held_out))
             if last or step % settings.checkpoint_every == 0:
                 saved = save(checkpoints, recorder, step, state, batches)
         if step > saved:
@@ -206,63 +211,6 @@ def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainSt
     recorder.log.sync()
     checkpoints.save(step, state, data_state=batches.get_state())
     return step
-
-
-class Recorder:
-    """Writes metrics down, and to the progress bar. It fetches them one step late: the host prepares a batch while the
-    devices work, and yet never queues more than two steps (on CPU, a long queue of programs with collectives deadlocks
-    in older releases of JAX)."""
-
-    def __init__(self, run: Run, log: MetricsLog, progress: Progress, start: int):
-        self.log, self._run, self._progress, self._start = log, run, progress, start
-        self._bar = progress.add_task(
-            "train", total=run.settings.steps, completed=start, loss=math.nan, rate="compiling"
-        )
-        self._pending: list[tuple[int, Any]] = []
-        self._last_seconds = time.perf_counter()
-
-    def add(self, step: int, metrics: Any) -> None:
-        """Take a step's metrics, still being computed, and write down the step before."""
-        self._pending.append((step, metrics))
-        self._write(keep=1)
-
-    def flush(self, validation_loss: Callable[[], float] | None = None) -> None:
-        """Write down all steps, the newest with its validation loss if there is a way to measure it."""
-        self._write(keep=0, validation_loss=validation_loss)
-
-    def _write(self, keep: int, validation_loss: Callable[[], float] | None = None) -> None:
-        settings = self._run.settings
-        while len(self._pending) > keep:
-            step, metrics = self._pending.pop(0)
-            row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-            if not math.isfinite(row["loss"]):
-                raise DivergedError(
-                    f"the loss of step {step} is {row['loss']}; start in another --out with a lower "
-                    f"--optimiser.learning-rate than {settings.optimiser.learning_rate}"
-                )
-            row["host_seconds"] = round(time.perf_counter() - self._last_seconds, 4)
-            if validation_loss is not None and not self._pending:
-                row["validation_loss"] = validation_loss()
-                line = f"step {step:>5}  training {row['loss']:.3f}  validation {row['validation_loss']:.3f} nats/byte"
-                self._progress.console.print(line, highlight=False)
-            self._last_seconds = time.perf_counter()
-            self.log.append(row)
-            tokens_per_second = settings.batch * self._run.config.context / max(row["host_seconds"], 1e-4)
-            rate = "compiling" if step == self._start + 1 else f"{tokens_per_second:,.0f} tokens/s of the host"
-            self._progress.update(self._bar, completed=step, loss=row["loss"], rate=rate)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> None:
@@ -310,19 +258,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = prepare(settings)
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
-        directory = RunDirectory(settings.out, run.identity, about)
+        size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
+        console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
         return _refuse(error)
     try:
-        with directory:
-            machine = str(run.wafer or "plain jax.jit on one device")
-            size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
-            console.print(f"{machine}\n{size}", markup=False, highlight=False)
-            state, log, complete = train(run, directory, console)
+        with console.status("planning the step"):
+            machine = on_machine(run)
+        with RunDirectory(settings.out, run.identity, about) as directory:
+            state, log, complete = train(run, machine, directory, console)
             if complete:
                 finish(run, state, log, console)
                 return 0
-    except (DivergedError, CheckpointMismatchError, OSError) as error:
+    except (DivergedError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
