@@ -44,6 +44,18 @@ def promotion_as_users_have_it():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Every start of the command compiles the same programs anew; within these tests they are compiled once."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
     """Flags for a small text of its own."""
