@@ -140,12 +140,12 @@ def test_what_a_kill_leaves_half_written_is_no_checkpoint(copy):
 
 def break_array_data(folder: Path) -> None:
     """Truncate the largest file that holds arrays."""
-    largest = max((folder / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest = max((folder / "state" / "d").glob("*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
 def flip_every_array_file(folder: Path) -> None:
-    for path in (folder / "state").rglob("d/*"):
+    for path in (folder / "state" / "d").glob("*"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0x10
         path.write_bytes(content)
