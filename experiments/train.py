@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -232,7 +233,7 @@ def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> No
     console.print("\n".join(text.splitlines()[:12]), markup=False, highlight=False)
     console.rule("done")
     wafer_lines = [f"  {out / 'wafer.png'}   the wafer: dead PEs, and the mesh that avoids them"] if run.wafer else []
-    again = "python -m experiments.train"
+    again = f"{_this_python()} -m experiments.train"
     beside = shlex.quote(str(out))
     lines = [
         *(f"validation loss {row['validation_loss']:.3f} nats/byte after {row['step']} steps" for row in log.rows[-1:]),
@@ -247,6 +248,12 @@ def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> No
         f"  {again} --data '*.md' --out {beside}-mine   your own text",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _this_python() -> str:
+    """How to start this very Python again from here: an environment inside the folder is rarely activated."""
+    here = Path(sys.executable)
+    return shlex.quote(str(here.relative_to(Path.cwd()))) if here.is_relative_to(Path.cwd()) else "python"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
