@@ -96,13 +96,13 @@ class OptimiserSettings:
 
     learning_rate: float = 4e-3
     """Peak learning rate, reached after the warm-up."""
-    warmup_steps: int = 30
+    warmup_steps: int = 40
     """Steps over which the learning rate rises from zero."""
     final_fraction: float = 0.05
     """Learning rate of the last step, as a share of the peak."""
     beta1: float = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.98
+    beta2: float = 0.95
     """Decay of the second moment; short runs want less than the usual 0.999."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on arrays of two or more axes (not on norms and biases)."""
@@ -137,7 +137,7 @@ class Settings:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|GLOB ...")] = ()
     """Text files or glob patterns; left out: the documentation and sources of Python's own library on this
     machine."""
-    steps: int = 400
+    steps: int = 600
     """Training steps."""
     batch: int = 16
     """Sequences in a batch."""
