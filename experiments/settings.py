@@ -37,9 +37,7 @@ class ModelSettings:
 
     def config(self) -> GPTConfig:
         """The model's own configuration. Raises ValueError for sizes that do not fit together."""
-        given = {
-            name: value for name, value in dataclasses.asdict(self).items() if name != "preset" and value is not None
-        }
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "preset" and value is not None}
         return dataclasses.replace(PRESETS[self.preset], vocab_size=256, **given)
 
 
@@ -117,9 +115,7 @@ class OptimiserSettings:
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
-        adamw = optax.adamw(
-            self.schedule(steps), b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay, mask=_decayed
-        )
+        adamw = optax.adamw(self.schedule(steps), b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay, mask=_decayed)
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
@@ -170,14 +166,10 @@ class Settings:
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}"
-                )
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
-                raise ValueError(
-                    f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0"
-                )
+                raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
 
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.

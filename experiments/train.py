@@ -258,9 +258,7 @@ def _this_python() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
-    settings = tyro.cli(
-        Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
     console = Console()
     try:
         run = prepare(settings)

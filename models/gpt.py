@@ -3,6 +3,7 @@
 Learned positions, pre-norm blocks, tanh gelu, causal attention, output head tied to the token table. The blocks' parameters are
 stacked on a leading `layers` axis and applied by `lax.scan`, so that compile time does not grow with depth.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -67,7 +68,11 @@ class Attention(nnx.Module):
         normal = nnx.initializers.normal
         self.qkv = nnx.LinearGeneral(c.width, (c.heads, 3, c.head_width), kernel_init=normal(0.02), rngs=rngs)
         self.out = nnx.LinearGeneral(
-            (c.heads, c.head_width), c.width, axis=(-2, -1), kernel_init=normal(0.02 * (2 * c.layers) ** -0.5), rngs=rngs
+            (c.heads, c.head_width),
+            c.width,
+            axis=(-2, -1),
+            kernel_init=normal(0.02 * (2 * c.layers) ** -0.5),
+            rngs=rngs,
         )
         self.dropout = c.dropout
 
@@ -75,7 +80,7 @@ class Attention(nnx.Module):
         q, k, v = jnp.moveaxis(self.qkv(x), -2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         seq = x.shape[1]
-        causal = jnp.arange(seq)[:, None] >= jnp.arange(seq)[None, :]
+        causal = (jnp.arange(seq)[:, None] >= jnp.arange(seq)[None, :])[None, None]
         weights = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
         weights = _drop(weights, self.dropout, key)
         return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v))
@@ -86,7 +91,10 @@ class Block(nnx.Module):
 
     def __init__(self, c: GPTConfig, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal
-        self.norm1, self.norm2 = nnx.LayerNorm(c.width, epsilon=1e-5, rngs=rngs), nnx.LayerNorm(c.width, epsilon=1e-5, rngs=rngs)
+        self.norm1, self.norm2 = (
+            nnx.LayerNorm(c.width, epsilon=1e-5, rngs=rngs),
+            nnx.LayerNorm(c.width, epsilon=1e-5, rngs=rngs),
+        )
         self.attention = Attention(c, rngs=rngs)
         self.up = nnx.Linear(c.width, 4 * c.width, kernel_init=normal(0.02), rngs=rngs)
         self.down = nnx.Linear(4 * c.width, c.width, kernel_init=normal(0.02 * (2 * c.layers) ** -0.5), rngs=rngs)
@@ -128,7 +136,7 @@ class GPT(nnx.Module):
         if key is not None and c.dropout > 0.0:
             key, first = jax.random.split(key)
             keys = jax.random.split(key, c.layers)
-        x = _drop(self.token_embed(tokens) + self.position_embed.embedding[:seq], c.dropout, first)
+        x = _drop(self.token_embed(tokens) + self.position_embed.embedding[None, :seq], c.dropout, first)
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x, scanned):

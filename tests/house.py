@@ -186,9 +186,7 @@ def collectives(path: str, source: str) -> list[str]:
         if not _is_under(use.name, "jax"):
             continue
         if last in OTHER_COLLECTIVES:
-            breaches.append(
-                f"{path}:{use.line}: names {use.name}: build it from fabric shifts; the wafer has no other way"
-            )
+            breaches.append(f"{path}:{use.line}: names {use.name}: build it from fabric shifts; the wafer has no other way")
         elif last == PERMUTE and not in_fabric:
             breaches.append(f"{path}:{use.line}: names {use.name}: call wsejax.fabric; only fabric/ moves data")
     return breaches
@@ -197,9 +195,7 @@ def collectives(path: str, source: str) -> list[str]:
 def private_jax(path: str, source: str) -> list[str]:
     """`jax._src` changes without notice."""
     return [
-        f"{path}:{use.line}: reaches {use.name}: use JAX's public names"
-        for use in uses(path, source)
-        if _is_under(use.name, "jax._src")
+        f"{path}:{use.line}: reaches {use.name}: use JAX's public names" for use in uses(path, source) if _is_under(use.name, "jax._src")
     ]
 
 
@@ -223,8 +219,7 @@ def unsafe_loading(path: str, source: str) -> list[str]:
     breaches = [
         f"{path}:{use.line}: names {use.name}: it can run code from a file; use npz, JSON or orbax"
         for use in uses(path, source)
-        if use.name.partition(".")[0] in UNSAFE_MODULES
-        and (not may_write or use.name.rpartition(".")[2] in ("load", "loads", "Unpickler"))
+        if use.name.partition(".")[0] in UNSAFE_MODULES and (not may_write or use.name.rpartition(".")[2] in ("load", "loads", "Unpickler"))
     ]
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or (may_write and "load" not in _chain(node.func)):
@@ -249,9 +244,7 @@ def only_reexports(path: str, source: str) -> list[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if all(isinstance(target, ast.Name) and target.id in ("__all__", "__version__") for target in targets):
                 continue
-        breaches.append(
-            f"{path}:{node.lineno}: {ast.unparse(node)[:60]!r}: an __init__ only re-exports; move it to a file"
-        )
+        breaches.append(f"{path}:{node.lineno}: {ast.unparse(node)[:60]!r}: an __init__ only re-exports; move it to a file")
     return breaches
 
 

@@ -32,9 +32,7 @@ SMALL = flags_of(
     "--eval-batches 2 --checkpoint-every 3 --sample-bytes 20 --optimiser.warmup-steps 2"
 )
 PLAIN = flags_of("--wafer.off")
-ON_WAFER = flags_of(
-    "--wafer.rows 10 --wafer.cols 10 --wafer.tiles 2 2 --wafer.devices 1 2 --wafer.dead-pe-fraction 0.05"
-)
+ON_WAFER = flags_of("--wafer.rows 10 --wafer.cols 10 --wafer.tiles 2 2 --wafer.devices 1 2 --wafer.dead-pe-fraction 0.05")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +84,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].tobytes() == b[path].tobytes(), path
-    rows = [
-        [{k: v for k, v in row.items() if k != "host_seconds"} for row in read_metrics(out / "metrics.jsonl")]
-        for out in (one, other)
-    ]
+    rows = [[{k: v for k, v in row.items() if k != "host_seconds"} for row in read_metrics(out / "metrics.jsonl")] for out in (one, other)]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(1, len(rows[0]) + 1))
     assert (one / "sample.txt").read_text() == (other / "sample.txt").read_text()
@@ -292,9 +287,7 @@ def test_killed_three_times_it_ends_as_if_nothing_had_been(text, tmp_path, machi
     for _ in range(3):
         already = len(read_metrics(out / "metrics.jsonl"))
         target = already + chance.randint(1, 8)
-        with subprocess.Popen(
-            command(out, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as run:
+        with subprocess.Popen(command(out, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
             begin = time.monotonic()
             seen_start = not already
             while run.poll() is None and time.monotonic() - begin < 200:
@@ -319,9 +312,7 @@ def test_two_at_once_in_one_folder(text, tmp_path):
         begin = time.monotonic()
         while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2 and time.monotonic() - begin < 200:
             time.sleep(0.1)
-        second = subprocess.run(
-            command(tmp_path / "run", *flags), cwd=ROOT, capture_output=True, text=True, timeout=200
-        )
+        second = subprocess.run(command(tmp_path / "run", *flags), cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert second.returncode == 2
         assert "is in use by another run" in second.stderr and second.stderr.count("\n") == 1
         first.send_signal(signal.SIGINT)

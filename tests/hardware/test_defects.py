@@ -41,8 +41,7 @@ def test_save_then_load_is_the_identity(tmp_path_factory: pytest.TempPathFactory
 @given(defect_maps(max_side=3), defect_maps(max_side=3))
 def test_equality_is_equality_of_content(a: DefectMap, b: DefectMap):
     same = a.shape == b.shape and all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("dead_pes", "dead_east_links", "dead_south_links")
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("dead_pes", "dead_east_links", "dead_south_links")
     )
     assert (a == b) is same
     assert (a.digest == b.digest) is same
@@ -135,9 +134,7 @@ def test_poisson_defects_are_uniform_in_millimetres():
 
 def test_clustered_defects_are_negative_binomial_per_die():
     die = 40
-    spec = WSE3.replace(
-        rows=7 * die, cols=12 * die, usable_rows=7 * die, usable_cols=12 * die, die_rows=die, die_cols=die
-    )
+    spec = WSE3.replace(rows=7 * die, cols=12 * die, usable_rows=7 * die, usable_cols=12 * die, die_rows=die, die_cols=die)
     mean, alpha = 2.0, 0.5
     per_mm2 = mean * 84 / spec.area_mm2
     counts = np.concatenate(
@@ -159,8 +156,7 @@ def test_clustered_defects_are_negative_binomial_per_die():
 def test_less_clustering_tends_to_poisson():
     spec = WSE3.scaled(350, 132)
     counts = [
-        DefectMap.sample(spec, per_mm2=20 / spec.area_mm2, clustering=1e6, link_share=0.0, seed=seed).dead_pe_count
-        for seed in range(400)
+        DefectMap.sample(spec, per_mm2=20 / spec.area_mm2, clustering=1e6, link_share=0.0, seed=seed).dead_pe_count for seed in range(400)
     ]
     assert np.var(counts) / np.mean(counts) == pytest.approx(1.0, abs=0.25)
 

@@ -105,9 +105,7 @@ def largest_area(defects: DefectMap, min_rows: int, min_cols: int) -> int:
 
 
 @given(small_wafers(max_side=6), st.integers(1, 4), st.integers(1, 4))
-def test_no_larger_mesh_of_straight_rows_or_columns_exists(
-    wafer: tuple[WaferSpec, DefectMap], min_rows: int, min_cols: int
-):
+def test_no_larger_mesh_of_straight_rows_or_columns_exists(wafer: tuple[WaferSpec, DefectMap], min_rows: int, min_cols: int):
     spec, defects = wafer
     best = largest_area(defects, min_rows, min_cols)
     if best:
@@ -213,16 +211,11 @@ def test_a_smaller_region_may_carry_the_larger_mesh():
     assert remap(WSE3.scaled(9, 9), DefectMap(dead), 1, 5).cols == 9
 
 
-@pytest.mark.parametrize(
-    ("dead_pe_fraction", "utilisation", "dilation"), [(0.02, 0.94, 1.138), (0.05, 0.91, 1.275), (0.1, 0.88, 1.49)]
-)
+@pytest.mark.parametrize(("dead_pe_fraction", "utilisation", "dilation"), [(0.02, 0.94, 1.138), (0.05, 0.91, 1.275), (0.1, 0.88, 1.49)])
 def test_little_is_wasted(dead_pe_fraction: float, utilisation: float, dilation: float):
     """Over 20 wafers of 32 x 32 PEs with 1% dead links. The bounds are what the method reaches, rounded."""
     spec = WSE3.scaled(32, 32)
-    maps = [
-        DefectMap.uniform(spec, dead_pe_fraction=dead_pe_fraction, dead_link_fraction=0.01, seed=seed)
-        for seed in range(20)
-    ]
+    maps = [DefectMap.uniform(spec, dead_pe_fraction=dead_pe_fraction, dead_link_fraction=0.01, seed=seed) for seed in range(20)]
     meshes = [remap(spec, defects) for defects in maps]
     for embedding, defects in zip(meshes, maps, strict=True):
         assert_lawful(embedding, defects)

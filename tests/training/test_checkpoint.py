@@ -191,9 +191,7 @@ def test_a_corrupt_newest_is_said_kept_and_passed_over(copy, damage):
         restored = checkpoints.restore_newest(one_device(state_of()))
         assert restored is not None and restored.step == 20 and same(restored.state, state_of(2))
         assert len(said) == 1 and "step 30" in said[0] and "corrupt-30" in said[0]
-        kept = sorted(
-            (path.relative_to(copy / "corrupt-30"), path.stat().st_size) for path in (copy / "corrupt-30").rglob("*")
-        )
+        kept = sorted((path.relative_to(copy / "corrupt-30"), path.stat().st_size) for path in (copy / "corrupt-30").rglob("*"))
         assert kept == broken, "the broken one is kept as it was"
         # and it is out of the way
         checkpoints.save(30, state_of(7), data_state={"next_index": 3})
@@ -243,9 +241,7 @@ def wrong_states():
     yield "fewer", fewer, "params/layers/0 is only in the checkpoint"
 
 
-@pytest.mark.parametrize(
-    ("state", "words"), [case[1:] for case in wrong_states()], ids=[case[0] for case in wrong_states()]
-)
+@pytest.mark.parametrize(("state", "words"), [case[1:] for case in wrong_states()], ids=[case[0] for case in wrong_states()])
 def test_another_model_is_an_error_not_corruption(copy, state, words):
     with Checkpoints(copy) as checkpoints, pytest.raises(CheckpointMismatchError, match=words):
         checkpoints.restore_newest(one_device(state))

@@ -91,9 +91,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path):
     assert path.read_text() == "old"
 
 
-nested = st.recursive(
-    st.integers(0, 2), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, min_size=1), max_leaves=5
-)
+nested = st.recursive(st.integers(0, 2), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, min_size=1), max_leaves=5)
 configs = st.dictionaries(st.sampled_from("abc"), nested)
 
 

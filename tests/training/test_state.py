@@ -94,9 +94,7 @@ def test_split_model_is_the_model():
     np.testing.assert_array_equal(apply(params, tokens), model(tokens))
     doubled = jax.tree.map(lambda x: 2 * x, params)
     assert not np.allclose(apply(doubled, tokens), apply(params, tokens))
-    np.testing.assert_array_equal(
-        apply(params, tokens), model(tokens), "a call must not keep another call's parameters"
-    )
+    np.testing.assert_array_equal(apply(params, tokens), model(tokens), "a call must not keep another call's parameters")
     abstract_apply, shapes = split_model(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
     np.testing.assert_array_equal(abstract_apply(params, tokens), model(tokens))

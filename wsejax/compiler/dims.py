@@ -4,6 +4,7 @@ Two dimensions are joined where an operation makes them run together: element by
 A product joins its batch dimensions only, since what it contracts and what it keeps may live on different mesh axes. Layouts are then
 chosen for whole classes (`layout.py`), so that values which meet are laid out alike.
 """
+
 from __future__ import annotations
 
 import math
@@ -176,7 +177,17 @@ def _(op: Op):
         yield (x, i), (idx, k)
 
 
-@links("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
+@links(
+    "scatter",
+    "scatter-add",
+    "scatter-mul",
+    "scatter-min",
+    "scatter-max",
+    "scatter_add",
+    "scatter_mul",
+    "scatter_min",
+    "scatter_max",
+)
 def _(op: Op):
     x, idx, upd, dn = *op.ins[:3], op.params["dimension_numbers"]
     yield from alike(x, op.outs[0])

@@ -2,6 +2,7 @@
 
 The only file that touches `jax.extend`, which carries no promise of stability.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jec
+import jax.numpy as jnp
 
 CALLS = {
     "pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
@@ -22,11 +24,12 @@ CALLS = {
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """An array in the program. `const` is its concrete value if it is known when compiling."""
+    """An array in the program: `const` is its concrete value if it is known when compiling, `made_by` the primitive behind it."""
 
     shape: tuple[int, ...]
     dtype: Any
     const: Any = None
+    made_by: str = ""
 
     @property
     def ndim(self) -> int:
@@ -79,7 +82,7 @@ class UnsupportedOpError(NotImplementedError):
 
 
 def itemsize_bytes(dtype) -> int:
-    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize  # a threefry key is two words
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.extended) else dtype.itemsize  # a threefry key is two words
 
 
 def _value(aval) -> Value:
@@ -153,7 +156,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
-        outs = [_value(v.aval) for v in eqn.outvars]
+        outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
         bodies = tuple(read(j, source) for j in _bodies(eqn))
         ops.append(Op(name, eqn.primitive, dict(eqn.params), ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -1,4 +1,5 @@
 """`wse.jit`: a JAX function on the wafer, called like a jitted function, lowered like `jax.jit(...).lower`."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from wsejax import fabric
@@ -80,7 +82,10 @@ class WaferFunction:
         dynamic_kw = {k: v for k, v in kwargs.items() if k not in self._names}
         flat, tree = jax.tree.flatten((dynamic, dynamic_kw))
         shapes = tuple(_abstract(x) for x in flat)
-        fixed = (tuple((i, args[i]) for i in sorted(static) if i < len(args)), tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))))
+        fixed = (
+            tuple((i, args[i]) for i in sorted(static) if i < len(args)),
+            tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))),
+        )
         key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes), fixed)
         if key not in self._lowered:
             self._lowered[key] = self._lower(shapes, tree, dict(fixed[0]), dict(fixed[1]), len(args))
@@ -157,7 +162,7 @@ class Lowered:
 
     @property
     def in_shardings(self):
-        """`NamedSharding` of every dynamic argument: a tuple with the arguments' structures (a pair with a dict if there are keyword arguments)."""
+        """`NamedSharding` of every dynamic argument: a tuple like the arguments, or (tuple, dict) where there are keyword arguments."""
         args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
         return (args, kwargs) if kwargs else args
 
@@ -228,5 +233,7 @@ class Compiled:
     def __call__(self, *args, **kwargs):
         flat, tree = jax.tree.flatten((args, kwargs))
         if tree != self.lowered._in_tree:
-            raise ValueError(f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure")
+            raise ValueError(
+                f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure"
+            )
         return jax.tree.unflatten(self.lowered._out_tree, self.stage(*self.lowered.place(flat)))

@@ -5,11 +5,12 @@ Laws:
 * values that meet element by element are laid out alike, since their dimensions are of one class;
 * a class is split only if every value in it can be: its size divides by the tiles of the axis.
 
-Choice, in program order: where a product has an argument of the program (a weight) as an operand, the weight lies (contracted/y, kept/x) and
-the other operand (kept/y, contracted/x), so that products forward and backward keep activations on (tokens/y, features/x) and
-weights on (in/y, out/x). A table that is indexed lies (rows/y, features/x). The other products' results follow their operands. Arguments that no product
-decides take their first two dimensions.
+Choice, in program order: where a product has an argument of the program (a weight) as an operand, the weight lies (contracted/y,
+kept/x) and the other operand (kept/y, contracted/x), so that products forward and backward keep activations on (tokens/y, features/x)
+and weights on (in/y, out/x). A table that is indexed lies (rows/y, features/x). The other products' results follow their operands.
+Arguments that no product decides take their first two dimensions.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +23,16 @@ from wsejax.compiler.ir import Graph, Op, Value, scan_split
 from wsejax.kernels.relayout import Layout
 
 ROWS, COLS = "y", "x"
-VIEWS = {"convert_element_type", "transpose", "reshape", "squeeze", "slice", "copy", "optimization_barrier", "dynamic_slice"}
+VIEWS = {
+    "convert_element_type",
+    "transpose",
+    "reshape",
+    "squeeze",
+    "slice",
+    "copy",
+    "optimization_barrier",
+    "dynamic_slice",
+}
 
 
 @dataclasses.dataclass
@@ -120,7 +130,9 @@ def _weights(graph: Graph, given: Sequence[Value] | None = None) -> set[int]:
             found.add(id(op.outs[0]))
         elif op.name == "scan":
             (body,), (consts, carry) = op.bodies, scan_split(op)
-            inner = [b for n, (a, b) in enumerate(zip(op.ins, body.ins, strict=True)) if id(a) in found and not consts <= n < consts + carry]
+            inner = [
+                b for n, (a, b) in enumerate(zip(op.ins, body.ins, strict=True)) if id(a) in found and not consts <= n < consts + carry
+            ]
             found |= _weights(body, inner)
     return found
 

@@ -1,4 +1,5 @@
 """What a compiled function does on the fabric, as data: one entry for each kernel call, relayout and unsharded op."""
+
 from __future__ import annotations
 
 import collections
@@ -32,7 +33,7 @@ class Call:
 
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
     same small work, such as random bits) or "unsharded" (no rule: gathered and computed whole; only with strict=False).
-    `trips` multiplies it by the loops around it, None inside a `while`. `byte_hops` counts bytes times hops of one trip with a tile a device.
+    `trips` multiplies it by the loops around it, None inside a `while`. `byte_hops` counts bytes times hops of one trip, a tile a device.
     """
 
     kind: str
@@ -86,7 +87,9 @@ class Audit:
 
     def __str__(self) -> str:
         p = self.program
-        lines = [f"wafer program: {p.tiles[0]} x {p.tiles[1]} tiles, {p.byte_hops:,} byte-hops a call (a tile a device), {p.local_ops} local ops"]
+        lines = [
+            f"wafer program: {p.tiles[0]} x {p.tiles[1]} tiles, {p.byte_hops:,} byte-hops a call (a tile a device), {p.local_ops} local ops"
+        ]
         titles = {
             "kernel": "on the fabric",
             "relayout": "moved between layouts by fabric all-gathers",

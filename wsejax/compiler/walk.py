@@ -1,7 +1,9 @@
 """The walk: every op gets a rule's `Step`, operands are brought to the layouts that the step wants, results to those that were chosen.
 
-`plan` reads a graph and writes data (steps, calls); `run` does the plan on blocks, inside the mesh. Pricing reads the first, executing the second.
+`plan` reads a graph and writes data (steps, calls); `run` does the plan on blocks, inside the mesh. Pricing reads the first,
+executing the second.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -66,7 +68,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str):
-    """Register the rule of some primitives. A rule chooses no layout: it says what it needs to give the chosen one, or the nearest it can."""
+    """Register the rule of some primitives. A rule chooses no layout: it says what it needs to give the chosen one, or the nearest."""
 
     def register(fun: Rule) -> Rule:
         for name in names:

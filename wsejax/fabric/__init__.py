@@ -1,4 +1,5 @@
 """How data moves: nearest-neighbour shifts and what is built from them. The only place that names `ppermute`."""
+
 from wsejax.fabric.collectives import all_gather, all_reduce, broadcast, collect, gather, in_order, reduce
 from wsejax.fabric.ring import ring_order, ring_shift
 from wsejax.fabric.shift import AXES, DIRECTIONS, coordinate, hop, on_mesh, shift, size

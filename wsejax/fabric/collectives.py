@@ -3,6 +3,7 @@
 Reductions add in the order of the tiles along the line, west to east or north to south, one after the other: the only order that
 every split of the line over devices can keep.
 """
+
 from __future__ import annotations
 
 import functools

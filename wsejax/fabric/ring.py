@@ -3,6 +3,7 @@
 The ring visits positions 0 2 4 .. 5 3 1: every ring neighbour is at most two hops away, which no embedding of a ring in a line
 can better (WaferLLM, OSDI 2025, MeshGEMM's interleaving).
 """
+
 from __future__ import annotations
 
 import jax.numpy as jnp

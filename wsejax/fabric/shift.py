@@ -7,9 +7,11 @@ Everything here runs inside `on_mesh`, where an array is this device's block. Tw
 
 The mesh has borders: what leaves it is lost, and zeros come in.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
-AXES = ("y", "x")  # mesh axes: rows grow to the south, columns to the east
+AXES: tuple[str, str] = ("y", "x")  # mesh axes: rows grow to the south, columns to the east
 DIRECTIONS = {"north": ("y", -1), "south": ("y", 1), "west": ("x", -1), "east": ("x", 1)}
 
 
@@ -31,7 +33,7 @@ def coordinate(axis: str) -> Int[Array, ""]:
     return lax.axis_index(axis)
 
 
-def on_mesh(fun: Callable, mesh: Mesh, in_specs=PartitionSpec(*AXES), out_specs=PartitionSpec(*AXES)) -> Callable:
+def on_mesh(fun: Callable, mesh: Mesh, in_specs: Any = PartitionSpec(*AXES), out_specs: Any = PartitionSpec(*AXES)) -> Callable:
     """`fun` on every device's block of its arguments; by default grid blocks, leading axes (rows, cols) over ("y", "x").
 
     Replication over a mesh axis is the caller's law to keep (the compiler's layouts do): a value that only `ppermute` made

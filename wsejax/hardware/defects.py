@@ -52,9 +52,7 @@ class DefectMap:
         for name, part in zip(_PARTS, (dead_pes, dead_east_links, dead_south_links), strict=True):
             array = np.zeros(shape, bool) if part is None else np.array(part, order="C")
             if array.dtype != bool or array.shape != shape:
-                raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}: give bool of shape {shape}, as dead_pes has"
-                )
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}: give bool of shape {shape}, as dead_pes has")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if self.dead_east_links[:, -1].any():
@@ -164,9 +162,7 @@ class DefectMap:
         return cls(dead_pes, dead_east, dead_south)
 
     @classmethod
-    def uniform(
-        cls, spec: WaferSpec, *, dead_pe_fraction: float, dead_link_fraction: float = 0.0, seed: int
-    ) -> DefectMap:
+    def uniform(cls, spec: WaferSpec, *, dead_pe_fraction: float, dead_link_fraction: float = 0.0, seed: int) -> DefectMap:
         """Exactly `round(fraction x count)` dead PEs and dead links, each set drawn uniformly without replacement.
 
         Raises:
@@ -224,9 +220,7 @@ class DefectMap:
             if loaded.digest != digest:
                 raise ValueError("its content does not match its checksum")
         except Exception as error:  # zipfile and numpy have a dozen kinds of error for damaged files
-            raise ValueError(
-                f"path={str(path)!r}: not a readable defect map ({error}); give a file written by DefectMap.save"
-            ) from error
+            raise ValueError(f"path={str(path)!r}: not a readable defect map ({error}); give a file written by DefectMap.save") from error
         return loaded
 
 

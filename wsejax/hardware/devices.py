@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import jax
 
@@ -17,12 +18,18 @@ def request_cpu_devices(n: int) -> None:
     XLA's CPU thread pool is enlarged to at least `2 n` threads (environment variable `NPROC`): with fewer, releases of
     JAX before 0.12 deadlock once some tens of programs with collectives are queued.
 
+    On x86 XLA is kept from contracting a multiply and an add into one rounding (`XLA_FLAGS=--xla_cpu_max_isa=AVX`, unless the flag is
+    set already): where it would do so depends on the whole program's fusions, and then the last bits of a result on the device mesh.
+    Matrix products, which come from a library, are not affected; a GPT train step takes the same time with and without.
+
     Raises:
       ValueError: `n` is not a positive integer.
       RuntimeError: the backends already run, with fewer than `n` CPU devices.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of CPU devices is a positive integer, such as request_cpu_devices(4)")
+    if platform.machine().lower() in ("x86_64", "amd64") and "xla_cpu_max_isa" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX".strip()
     wanted = max(n, jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
     threads_before = os.environ.get("NPROC")
     os.environ["NPROC"] = str(max(_thread_count(threads_before), 2 * wanted))  # read by XLA when its backend starts

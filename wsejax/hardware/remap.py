@@ -99,9 +99,7 @@ def remap(spec: WaferSpec, defects: DefectMap, min_rows: int = 1, min_cols: int 
       UnusableWaferError: (a ValueError) no such mesh is left; it carries the size of the largest one.
     """
     if defects.shape != (spec.rows, spec.cols):
-        raise ValueError(
-            f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} PEs; make the map for this spec"
-        )
+        raise ValueError(f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} PEs; make the map for this spec")
     for name, least in (("min_rows", min_rows), ("min_cols", min_cols)):
         if least < 1:
             raise ValueError(f"{name}={least!r}: a mesh has at least 1; leave {name} out")
@@ -166,9 +164,7 @@ def _embed(defects: DefectMap, regions: Int[np.ndarray, "rows cols"], choice: _C
     )
 
 
-def _bend(
-    usable: Bool[np.ndarray, "rows cols"], rows: int, cols: int
-) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "R C"]]:
+def _bend(usable: Bool[np.ndarray, "rows cols"], rows: int, cols: int) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "R C"]]:
     """Place `rows` x `cols` logical PEs, a logical row in a physical row, with columns as straight as can be."""
     chosen = _choose_rows(usable, rows, cols)
     usable = usable[chosen]

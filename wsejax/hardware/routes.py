@@ -42,9 +42,7 @@ def connected_regions(defects: DefectMap) -> Int[np.ndarray, "rows cols"]:
     return np.where(alive, rank[label], 0).reshape(rows, cols)
 
 
-def shortest_hops(
-    defects: DefectMap, start: Int[np.ndarray, "2 ..."], end: Int[np.ndarray, "2 ..."]
-) -> Int[np.ndarray, "..."]:
+def shortest_hops(defects: DefectMap, start: Int[np.ndarray, "2 ..."], end: Int[np.ndarray, "2 ..."]) -> Int[np.ndarray, "..."]:
     """Hops of a shortest route over healthy PEs and live links, for each pair of PEs `start` (row, col) and `end`.
 
     -1 where there is no route, from or to a dead PE for example. The routes are independent: several may share a link.
@@ -107,9 +105,7 @@ def _search(
             corner = np.minimum(start[:, some], end[:, some])  # of the window, in the padded grid
             open_east = sliding_window_view(east, box)[corner[0], corner[1]]
             open_south = sliding_window_view(south, box)[corner[0], corner[1]]
-            hops[some] = _flood(
-                open_east, open_south, start[:, some] - corner + margin, end[:, some] - corner + margin, longest
-            )
+            hops[some] = _flood(open_east, open_south, start[:, some] - corner + margin, end[:, some] - corner + margin, longest)
     return hops
 
 

@@ -175,8 +175,7 @@ class Wafer:
             ),
             (
                 "logical grid",
-                f"{rows} x {cols} PEs ({self.utilisation:.1%} of the healthy, "
-                f"{self.physical_utilisation:.1%} of the physical)",
+                f"{rows} x {cols} PEs ({self.utilisation:.1%} of the healthy, {self.physical_utilisation:.1%} of the physical)",
             ),
             ("dilation", f"mean {self.remap.mean_dilation:.3f}, max {self.remap.max_dilation} hops a logical link"),
             (
@@ -200,9 +199,7 @@ def _checked_grid(name: str, grid: object) -> Grid:
 
 def _grid_of_mesh(mesh: Any) -> Grid:
     if not isinstance(mesh, Mesh) or mesh.axis_names != ("y", "x"):
-        raise ValueError(
-            f'mesh={mesh!r}: give a jax.sharding.Mesh with the two axes ("y", "x"), or devices=(rows, cols)'
-        )
+        raise ValueError(f'mesh={mesh!r}: give a jax.sharding.Mesh with the two axes ("y", "x"), or devices=(rows, cols)')
     return mesh.shape["y"], mesh.shape["x"]
 
 

@@ -1,10 +1,11 @@
 """SUMMA matrix product in tile order (van de Geijn and Watts 1997, "SUMMA: Scalable universal matrix multiplication algorithm").
 
-The output stays where it is and the operands' panels travel to it: A along the rows of the mesh, B along the columns. Every output element is
-summed on one device, panel after panel in the order of the tiles that hold the contracted dimension, so its bits depend on
-the tile grid alone. A panel's step over a device's whole block is one dense rank-k update. The transposed forms (A B^T, A^T B) differ only in
-the way the panels take, which `relayout` finds.
+The output stays where it is and the operands' panels travel to it: A along the rows of the mesh, B along the columns. Every output
+element is summed on one device, panel after panel in the order of the tiles that hold the contracted dimension, so its bits depend on
+the tile grid alone. A panel's step over a device's whole block is one dense rank-k update. The transposed forms (A B^T, A^T B) differ
+only in the way the panels take, which `relayout` finds.
 """
+
 from __future__ import annotations
 
 import math
@@ -73,7 +74,7 @@ def panel_dot(
 
 
 def _flat(x, free, contracted):
-    """`x` with its kept dimensions merged into one, in front if they are there and else behind; and where they and the contracted ones are now."""
+    """`x` with its kept dimensions merged into one, in front or behind as they were; and where they and the contracted ones are now."""
     behind = bool(contracted) and min(free, default=0) > min(contracted)
     order = [*contracted, *free] if behind else [*free, *contracted]
     kept, inner = [x.shape[d] for d in contracted], math.prod(x.shape[d] for d in free)
@@ -110,4 +111,6 @@ def summa(
       steady: keep the bits independent of the device mesh (`panel_dot`).
     """
     a, b = relayout(a, *moves[0]), relayout(b, *moves[1])
+    if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
+        a, b = lax.optimization_barrier((a, b))
     return panel_dot(a, b, dimension_numbers, panels, pair, steady, preferred_element_type, precision)

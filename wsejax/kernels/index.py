@@ -1,4 +1,5 @@
 """Rows by index from a table whose indexed dimension is split over the mesh: the table stays, indices and rows travel."""
+
 from __future__ import annotations
 
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
 """Reductions in tile order: each tile reduces its own part, the partial results travel, and are combined tile after tile."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -8,7 +9,6 @@ from jaxtyping import Array, Shaped
 
 from wsejax import fabric
 from wsejax.kernels.relayout import Layout
-
 
 RADIX = 4  # terms added in one pass over memory; on CPU as fast as XLA's own reduction, or faster
 
@@ -28,7 +28,7 @@ def tree_reduce(x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Ar
             while len(terms) > 1:
                 pairs = [op(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
                 terms = pairs + terms[len(pairs) * 2 :]
-            x = lax.optimization_barrier(terms[0]) if n > radix else terms[0]  # one pass a kernel, as XLA would else nest them
+            x = terms[0]
     return lax.squeeze(x, dims)
 
 
@@ -71,7 +71,8 @@ def reduce_tiles(
                 drop.append(len(split) - 1)
             else:
                 kept += 1
-    partial = local(x.reshape(split), tuple(drop))
+    # XLA must not rewrite across the place where partial results travel, even if on this mesh they need not
+    partial = lax.optimization_barrier(local(x.reshape(split), tuple(drop)))
     for axis, dim in reversed(lines):  # later dimensions first, so that the earlier ones keep their place
         partial = fabric.in_order(fabric.gather(partial, axis, dim), dim, op)
     return partial

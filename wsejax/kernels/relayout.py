@@ -3,6 +3,7 @@
 A layout names, for each dimension of an array, the mesh axis ("y" or "x") that it is split over, or None; an axis appears once at most.
 Along the axes that it does not name the array is replicated.
 """
+
 from __future__ import annotations
 
 import math

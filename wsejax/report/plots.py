@@ -50,9 +50,7 @@ def plot_loss(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
     if seen:
         axes.plot(*zip(*seen, strict=True), "o-", color="#d9822b", linewidth=1.2, markersize=4, label="validation")
         step, loss = seen[-1]
-        axes.annotate(
-            f"{loss:.3f}", (step, loss), xytext=(-4, 8), textcoords="offset points", ha="right", color="#a85d12"
-        )
+        axes.annotate(f"{loss:.3f}", (step, loss), xytext=(-4, 8), textcoords="offset points", ha="right", color="#a85d12")
     axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -80,8 +80,7 @@ def compare_states(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, 
             words.append(f"{path} is only in the {'checkpoint' if here is None else 'state to fill'}")
         elif (here["shape"], here["dtype"]) != (there["shape"], there["dtype"]):
             words.append(
-                f"{path} is {there['dtype']}{there['shape']} in the checkpoint, "
-                f"{here['dtype']}{here['shape']} in the state to fill"
+                f"{path} is {there['dtype']}{there['shape']} in the checkpoint, {here['dtype']}{here['shape']} in the state to fill"
             )
     return words
 
@@ -103,9 +102,7 @@ class Checkpoints:
         report: Callable[[str], None] = _warn,
     ):
         if keep < 2:
-            raise ValueError(
-                f"keep={keep}: keep at least 2 checkpoints, so that one is left when the newest turns out corrupt"
-            )
+            raise ValueError(f"keep={keep}: keep at least 2 checkpoints, so that one is left when the newest turns out corrupt")
         self.directory = Path(directory).resolve()  # orbax takes absolute paths only, and says so late
         self._read_only, self._report = read_only, report
         if read_only and not self.directory.is_dir():
@@ -118,9 +115,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def steps(self) -> list[int]:
@@ -196,9 +191,7 @@ class Checkpoints:
         try:
             _read_through(self.directory / str(step) / "state")
             target = serialization.to_state_dict(abstract_state)
-            saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))[
-                "state"
-            ]
+            saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
             state = serialization.from_state_dict(abstract_state, saved)
         except (MemoryError, PermissionError):
             raise

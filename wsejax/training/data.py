@@ -79,9 +79,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise IsADirectoryError(
-                f"--data {pattern} is a folder; name its files, for example --data '{pattern.rstrip('/')}/**/*.txt'"
-            )
+            raise IsADirectoryError(f"--data {pattern} is a folder; name its files, for example --data '{pattern.rstrip('/')}/**/*.txt'")
         if path.is_file():
             found[path] = None
             continue
@@ -89,9 +87,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         files = [match for match in matches if match.is_file()]
         if not files:
             what = "matches no file" if glob.has_magic(pattern) else "does not exist"
-            raise FileNotFoundError(
-                f"--data {pattern} {what}; give existing files, or leave --data out to train on Python's own library"
-            )
+            raise FileNotFoundError(f"--data {pattern} {what}; give existing files, or leave --data out to train on Python's own library")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -106,9 +102,7 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
         files = find_files(patterns)
         empty = [str(path) for path in files if path.stat().st_size == 0]
         if empty:
-            raise ValueError(
-                f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out"
-            )
+            raise ValueError(f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out")
         total_bytes = sum(path.stat().st_size for path in files)
         documents: Iterable[bytes] = (path.read_bytes() for path in files)
         # a single small file still has to give some twenty documents to split
@@ -155,9 +149,7 @@ def corpus_of(
     return Corpus(tokens, train_starts, validation_starts, context, len(ends), digest)
 
 
-def validation_pieces(
-    hashes: Sequence[bytes], sizes: Sequence[int], *, context: int, fraction: float
-) -> Bool[np.ndarray, " pieces"]:
+def validation_pieces(hashes: Sequence[bytes], sizes: Sequence[int], *, context: int, fraction: float) -> Bool[np.ndarray, " pieces"]:
     """Which pieces are held out: those of the smallest hashes, until they are `fraction` of the bytes and one is long
     enough for a window. Depends on the pieces' content alone, not on their order; equal pieces go together."""
     pieces: dict[bytes, list[int]] = {}
@@ -210,13 +202,7 @@ def train_batches(corpus: Corpus, *, batch_size: int, seed: int) -> grain.Datase
     `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very
     next batch.
     """
-    dataset = (
-        grain.MapDataset.source(_Windows(corpus, corpus.train_starts))
-        .shuffle(seed)
-        .repeat()
-        .batch(batch_size)
-        .map(as_batch)
-    )
+    dataset = grain.MapDataset.source(_Windows(corpus, corpus.train_starts)).shuffle(seed).repeat().batch(batch_size).map(as_batch)
     # slicing an array in memory is too cheap for reader threads, and there are few cores
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 

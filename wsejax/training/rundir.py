@@ -65,9 +65,7 @@ def check_run_directory(path: Path, config: Mapping[str, Any]) -> bool:
             ) from None
         return False
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"--out {path}: {_CONFIG} is not one that a run wrote ({error}); name a new folder"
-        ) from None
+        raise RunDirectoryError(f"--out {path}: {_CONFIG} is not one that a run wrote ({error}); name a new folder") from None
     differences = differing_fields(saved, json.loads(json.dumps(config)))
     if differences:
         raise RunDirectoryError(
@@ -93,14 +91,10 @@ class RunDirectory:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunDirectoryError(
-                    f"--out {path} is in use by another run; wait for it, or name another folder"
-                ) from None
+                raise RunDirectoryError(f"--out {path} is in use by another run; wait for it, or name another folder") from None
             self.resumed = check_run_directory(self.path, config)
             if not self.resumed:
-                write_atomically(
-                    self.path / _CONFIG, json.dumps({"config": config, "about": about or {}}, indent=2) + "\n"
-                )
+                write_atomically(self.path / _CONFIG, json.dumps({"config": config, "about": about or {}}, indent=2) + "\n")
         except BaseException:
             self._lock.close()
             raise
@@ -108,9 +102,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.close()
 
 
@@ -157,9 +149,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
 

@@ -1,4 +1,5 @@
 """Rules of loops and branches: the bodies are planned like the program; what is carried keeps one layout."""
+
 from __future__ import annotations
 
 import dataclasses

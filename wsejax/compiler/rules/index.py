@@ -1,4 +1,5 @@
 """Rules of gather and scatter: a table split along the indexed dimension stays where it is; indices and rows travel."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -65,22 +66,23 @@ def _layouts(op: Op, ctx: Context, rows_value) -> tuple[_Dims, Layout, Layout, L
     return d, tuple(lt), tuple(li), tuple(lr), axis
 
 
-def _shifted(idx, d: _Dims, table_rows: int, axis: str | None, clip: bool):
+def _shifted(idx, table_rows: int, axis: str, clip: bool):
     """Indices local to this device, and whether each is here."""
     if clip:
         idx = jnp.clip(idx, 0, table_rows - 1)
-    if axis is None:
-        return idx, None
     return owned(idx, table_rows // fabric.size(axis), axis)
 
 
 @rule("gather")
 def gather(op: Op, ctx: Context) -> Step:
-    table, idx, out = op.ins[0], op.ins[1], op.outs[0]
+    table, out = op.ins[0], op.outs[0]
     d, lt, li, lr, axis = _layouts(op, ctx, out)
-    sizes = tuple(n // ctx.devices[lt[i]] if lt[i] and n == table.shape[i] and i not in d.indexed else n for i, n in enumerate(op.params["slice_sizes"]))
+    sizes = list(op.params["slice_sizes"])
+    for i in d.windows:
+        if lt[i] and sizes[i] == table.shape[i]:
+            sizes[i] = ctx.block(table.shape, lt)[i]
     if axis is None:
-        return Step([lt, li], [lr], lambda x, i: op.bind(x, i, slice_sizes=sizes))
+        return Step([lt, li], [lr], lambda x, i: op.bind(x, i, slice_sizes=tuple(sizes)))
     batch = kept(out.ndim, d.offsets)
     # rows may be left split along the table's own axis: then they are summed there by a reduce-scatter
     spread = next((j for j in batch if ctx.layouts[out][j] == axis), None)
@@ -88,8 +90,8 @@ def gather(op: Op, ctx: Context) -> Step:
     mode, rows = op.params["mode"], table.shape[d.indexed[0]]
 
     def run(x, i):
-        local, here = _shifted(i, d, rows, axis, mode == GatherScatterMode.CLIP)
-        got = op.bind(x, jnp.where(here, local, 0), slice_sizes=sizes, mode=GatherScatterMode.PROMISE_IN_BOUNDS)[0]
+        local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP)
+        got = op.bind(x, jnp.where(here, local, 0), slice_sizes=tuple(sizes), mode=GatherScatterMode.PROMISE_IN_BOUNDS)[0]
         expand = lambda flags: jnp.expand_dims(flags[..., 0], tuple(d.offsets))  # noqa: E731
         got = merge_rows(got, expand(here), axis, spread)
         if mode == GatherScatterMode.FILL_OR_DROP:
@@ -100,7 +102,12 @@ def gather(op: Op, ctx: Context) -> Step:
             got = jnp.where(inside, got, _fill(got.dtype, op.params.get("fill_value")))
         return [got]
 
-    return Step([lt, li], [outs], run, [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(op, ctx, out, axis))])
+    return Step(
+        [lt, li],
+        [outs],
+        run,
+        [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(op, ctx, out, axis))],
+    )
 
 
 def _row_hops(op: Op, ctx: Context, rows, axis: str) -> int:
@@ -120,7 +127,17 @@ def _fill(dtype, value):
     return jnp.asarray(info.min if jnp.issubdtype(dtype, jnp.signedinteger) else info.max, dtype)
 
 
-@rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
+@rule(
+    "scatter",
+    "scatter-add",
+    "scatter-mul",
+    "scatter-min",
+    "scatter-max",
+    "scatter_add",
+    "scatter_mul",
+    "scatter_min",
+    "scatter_max",
+)
 def scatter(op: Op, ctx: Context) -> Step:
     """Updates travel to the table's owner, which applies them in their order: the bits are those of one device."""
     table, idx, updates = op.ins
@@ -132,7 +149,7 @@ def scatter(op: Op, ctx: Context) -> Step:
     mode, rows = op.params["mode"], table.shape[d.indexed[0]]
 
     def run(x, i, u):
-        local, here = _shifted(i, d, rows, axis, mode == GatherScatterMode.CLIP)
+        local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP)
         elsewhere = rows // fabric.size(axis)  # out of this block's bounds: dropped
         return op.bind(x, jnp.where(here, local, elsewhere), u, mode=GatherScatterMode.FILL_OR_DROP)
 

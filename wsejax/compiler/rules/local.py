@@ -1,19 +1,25 @@
 """Rules of operations that work element by element, and of small work that every block does alike."""
+
 from __future__ import annotations
 
+import dataclasses
+
+import jax.numpy as jnp
 from jax import lax
 
 from wsejax import fabric
 from wsejax.compiler.ir import Op
 from wsejax.compiler.walk import Context, Step, rule, whole
 
-ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz
-complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac
-imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count
-pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign
-sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-""".split()
+ELEMENTWISE = tuple(
+    """
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj
+convert_element_type copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count pow real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+sqrt square stop_gradient sub tan tanh xor zeta
+""".split()  # noqa: SIM905  a list of names reads better as text
+)
 
 
 @rule(*ELEMENTWISE)
@@ -24,6 +30,16 @@ def elementwise(op: Op, ctx: Context) -> Step:
     lay = ctx.layouts[out]
     stretched = [tuple(a if n == m else None for a, n, m in zip(lay, v.shape, out.shape, strict=True)) if v.ndim else () for v in op.ins]
     return Step(stretched, [lay], op.bind)  # an operand's dimension of size 1 is stretched, hence never split
+
+
+@rule("div")
+def div(op: Op, ctx: Context) -> Step:
+    """XLA turns x / broadcast(d) into x * broadcast(1 / d) where it recognises it, which the device mesh can change: do it always."""
+    step, (out,), d = elementwise(op, ctx), op.outs, op.ins[1]
+    stretched = d.made_by == "broadcast_in_dim" or d.shape != out.shape
+    if not (ctx.steady and stretched and jnp.issubdtype(out.dtype, jnp.floating)):
+        return step
+    return dataclasses.replace(step, run=lambda x, d: [x * (jnp.ones_like(d) / d)])
 
 
 @rule("optimization_barrier")

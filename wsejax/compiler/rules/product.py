@@ -1,4 +1,5 @@
 """Rule of dot_general: SUMMA on the fabric, or local where every block has all it needs."""
+
 from __future__ import annotations
 
 import math
@@ -33,7 +34,12 @@ def dot_general(op: Op, ctx: Context) -> Step:
 
     local = hops == 0 and panels == 1
     flops = dot_flops(a, b, op.outs[0], ac)
-    return Step([la, lb], [out], run, [] if local else [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)])
+    return Step(
+        [la, lb],
+        [out],
+        run,
+        [] if local else [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)],
+    )
 
 
 def _meeting(ndim: int, batch, contracted, out: Layout, skip: int) -> Layout:

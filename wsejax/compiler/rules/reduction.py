@@ -1,4 +1,5 @@
 """Rules of reductions: over a split dimension they are a fabric kernel, else local."""
+
 from __future__ import annotations
 
 import jax.numpy as jnp

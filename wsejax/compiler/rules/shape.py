@@ -1,4 +1,5 @@
 """Rules of operations that rearrange elements: a split dimension stays split where its elements stay together."""
+
 from __future__ import annotations
 
 import math
@@ -21,7 +22,8 @@ def broadcast_in_dim(op: Op, ctx: Context) -> Step:
 
 @rule("transpose")
 def transpose(op: Op, ctx: Context) -> Step:
-    lay, ins = ctx.layouts[op.outs[0]], [None] * op.ins[0].ndim
+    lay = ctx.layouts[op.outs[0]]
+    ins: list[str | None] = [None] * op.ins[0].ndim
     for j, i in enumerate(op.params["permutation"]):
         ins[i] = lay[j]
     return Step([tuple(ins)], [lay], op.bind)
@@ -29,7 +31,8 @@ def transpose(op: Op, ctx: Context) -> Step:
 
 @rule("squeeze")
 def squeeze(op: Op, ctx: Context) -> Step:
-    lay, ins = ctx.layouts[op.outs[0]], [None] * op.ins[0].ndim
+    lay = ctx.layouts[op.outs[0]]
+    ins: list[str | None] = [None] * op.ins[0].ndim
     for j, i in enumerate(kept(op.ins[0].ndim, op.params["dimensions"])):
         ins[i] = lay[j]
     return Step([tuple(ins)], [lay], op.bind)
@@ -103,7 +106,11 @@ def slice_(op: Op, ctx: Context) -> Step:
 @rule("dynamic_slice")
 def dynamic_slice(op: Op, ctx: Context) -> Step:
     lay, local = _cut(op, ctx)
-    return Step([lay, *[()] * (len(op.ins) - 1)], [lay], lambda x, *at: op.bind(x, *at, slice_sizes=local(op.params["slice_sizes"])))
+    return Step(
+        [lay, *[()] * (len(op.ins) - 1)],
+        [lay],
+        lambda x, *at: op.bind(x, *at, slice_sizes=local(op.params["slice_sizes"])),
+    )
 
 
 @rule("dynamic_update_slice")
