@@ -134,8 +134,8 @@ class GPT(nnx.Module):
             raise ValueError(f"tokens has sequence length {seq}, the model's context is {c.context}: crop the input or raise `context`")
         first, keys = None, None
         if key is not None and c.dropout > 0.0:
-            key, first = jax.random.split(key)
-            keys = jax.random.split(key, c.layers)
+            first, rest = jax.random.split(key)
+            keys = jax.random.split(rest, c.layers)
         x = _drop(self.token_embed(tokens) + self.position_embed.embedding[None, :seq], c.dropout, first)
         graphdef, stacked = nnx.split(self.blocks)
 

@@ -69,9 +69,8 @@ def alike(a: Value, b: Value) -> Iterator[tuple[Dim, Dim]]:
 
 def same_shape(op: Op) -> Iterator[tuple[Dim, Dim]]:
     """Operations that work element by element, or along a dimension that they keep: all values of one rank run together."""
-    out = op.outs[0] if op.outs else None
-    for v in [*op.ins, *op.outs[1:]] if out is not None else ():
-        yield from alike(v, out)
+    for v in (*op.ins, *op.outs)[: len(op.ins) + len(op.outs) if op.outs else 0]:
+        yield from alike(v, op.outs[0])
 
 
 @links("optimization_barrier")
@@ -180,10 +179,12 @@ def _(op: Op):
 @links(
     "scatter",
     "scatter-add",
+    "scatter-sub",
     "scatter-mul",
     "scatter-min",
     "scatter-max",
     "scatter_add",
+    "scatter_sub",
     "scatter_mul",
     "scatter_min",
     "scatter_max",

@@ -120,7 +120,37 @@ def read(closed, caller: str = "unknown source") -> Graph:
     ins = [_value(v.aval) for v in jaxpr.invars]
     ops: list[Op] = []
     outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller)
-    return Graph(ins, ops, outs)
+    return Graph(ins, _turn_products(ops, outs), outs)
+
+
+def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
+    """Products whose only use is a transpose of (A's kept, B's kept) into (B's kept, A's kept) are done as B A instead.
+
+    Autodiff writes a weight's gradient that way; XLA folds the transpose into one dense product, but not into a sum of panels.
+    """
+    uses: dict[Value, int] = {}
+    for v in [v for op in ops for v in op.ins] + outs:
+        uses[v] = uses.get(v, 0) + 1
+    made = {op.outs[0]: op for op in ops if op.name == "dot_general"}
+    gone: set[int] = set()
+    turned: list[Op] = []
+    for op in ops:
+        product = made.get(op.ins[0]) if op.name == "transpose" else None
+        if product is not None and uses[op.ins[0]] == 1:
+            (ac, bc), (ab, bb) = product.params["dimension_numbers"]
+            a, b = product.ins
+            kept_a, kept_b = a.ndim - len(ac), b.ndim - len(bc)
+            if not ab and tuple(op.params["permutation"]) == (*range(kept_a, kept_a + kept_b), *range(kept_a)):
+                precision = product.params.get("precision")
+                swapped = {
+                    "dimension_numbers": ((bc, ac), (bb, ab)),
+                    "precision": precision[::-1] if isinstance(precision, tuple) else precision,
+                }
+                op.outs[0].made_by = "dot_general"
+                gone.add(id(product))
+                op = Op("dot_general", product.primitive, {**product.params, **swapped}, [b, a], op.outs, product.source)
+        turned.append(op)
+    return [op for op in turned if id(op) not in gone]
 
 
 def _open(closed) -> tuple[Any, Sequence[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,14 +50,29 @@ def jit(
     if not isinstance(wafer, Wafer):
         raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
     donated, static = _numbers(donate_argnums), _numbers(static_argnums)
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    try:  # as jax.jit does, so that a static argument may be given by position or by name
+        known = [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):  # a builtin without a signature
+        known = []
+    static = tuple(sorted({_positive(i, known, "static_argnums") for i in static} | {known.index(n) for n in names if n in known}))
+    donated = tuple(_positive(i, known, "donate_argnums") for i in donated)
+    names = tuple(sorted({*names, *(known[i] for i in static if i < len(known))}))
     if both := set(donated) & set(static):
         raise ValueError(f"donate_argnums={donated} and static_argnums={static}: argument {min(both)} cannot be both")
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     return WaferFunction(fun, wafer, donated, static, names, strict)
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
     return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+
+def _positive(number: int, known: list[str], what: str) -> int:
+    if number >= 0:
+        return number
+    if number + len(known) < 0:
+        raise ValueError(f"{what} has {number}: the function has {len(known)} positional arguments")
+    return number + len(known)
 
 
 class WaferFunction:
@@ -77,7 +93,12 @@ class WaferFunction:
         return lowered.run(flat)
 
     def _find(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Lowered, list[Any]]:
-        static = {i % len(args) if args else i for i in self._static}
+        static = set(self._static)
+        for i in self._donated:
+            if i >= len(args):
+                raise ValueError(
+                    f"donate_argnums has {i}, the call has {len(args)} positional arguments: pass donated arguments by position"
+                )
         dynamic = tuple(a for i, a in enumerate(args) if i not in static)
         dynamic_kw = {k: v for k, v in kwargs.items() if k not in self._names}
         flat, tree = jax.tree.flatten((dynamic, dynamic_kw))
@@ -86,6 +107,14 @@ class WaferFunction:
             tuple((i, args[i]) for i in sorted(static) if i < len(args)),
             tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))),
         )
+        for name, value in (*fixed[0], *fixed[1]):
+            try:
+                hash(value)
+            except TypeError as error:
+                raise ValueError(
+                    f"static argument {name!r} = {value!r} cannot be hashed, so no compiled program can be kept for it: pass a hashable "
+                    "value such as a tuple or a frozen dataclass, or do not make it static"
+                ) from error
         key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes), fixed)
         if key not in self._lowered:
             self._lowered[key] = self._lower(shapes, tree, dict(fixed[0]), dict(fixed[1]), len(args))
@@ -104,7 +133,7 @@ class WaferFunction:
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
         dynamic, _ = jax.tree.unflatten(tree, list(numbers))
         places = [i for i in range(count) if i not in fixed]
-        donated = [dynamic[places.index(i % count)] for i in self._donated if i % count in places]
+        donated = [dynamic[places.index(i)] for i in self._donated]
         same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
         tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
         devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))

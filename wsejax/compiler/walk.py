@@ -115,7 +115,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     local = 0
 
     def record_move(value: Value, src: Layout, dst: Layout, source: str) -> None:
-        if (id(value), dst) in moved or not any(what == "gather" for what, _, _ in steps(src, dst)):
+        if (id(value), dst) in moved or all(move.what == "slice" for move in steps(src, dst)):
             return
         moved.add((id(value), dst))
         hops = byte_hops(value.shape, itemsize_bytes(value.dtype), src, dst, ctx.tiles)

@@ -1,11 +1,20 @@
 """How data moves: nearest-neighbour shifts and what is built from them. The only place that names `ppermute`."""
 
-from wsejax.fabric.collectives import all_gather, all_reduce, broadcast, collect, gather, in_order, reduce
+from wsejax.fabric.collectives import (
+    all_gather,
+    all_reduce,
+    broadcast,
+    collect,
+    exchange,
+    gather,
+    gather_blocks,
+    in_order,
+    reduce,
+)
 from wsejax.fabric.ring import ring_order, ring_shift
 from wsejax.fabric.shift import AXES, DIRECTIONS, coordinate, hop, on_mesh, shift, size
 
 __all__ = [
-    "AXES", "DIRECTIONS", "all_gather", "all_reduce", "broadcast", "collect", "coordinate", "gather", "hop", "in_order",
-    "on_mesh", "reduce",
-    "ring_order", "ring_shift", "shift", "size",
+    "AXES", "DIRECTIONS", "all_gather", "all_reduce", "broadcast", "collect", "coordinate", "exchange", "gather", "gather_blocks",
+    "hop", "in_order", "on_mesh", "reduce", "ring_order", "ring_shift", "shift", "size",
 ]  # fmt: skip

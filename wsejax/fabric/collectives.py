@@ -17,26 +17,47 @@ from wsejax.fabric.ring import ring_hop, ring_order
 from wsejax.fabric.shift import AXES, coordinate, hop, size
 
 
-def gather(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
-    """Dense blocks of all devices along `axis`, concatenated along array dimension `dim` in mesh order, on every device.
+def gather_blocks(x: Shaped[Array, "..."], axis: str) -> list[Shaped[Array, "..."]]:
+    """The dense blocks of all devices along `axis`, in mesh order, on every device.
 
     One turn of the folded ring: size(axis) - 1 steps of at most two hops.
     """
     n = size(axis)
-    if n == 1:
-        return x
     order = ring_order(n)
     place = jnp.asarray([order.index(i) for i in range(n)])[coordinate(axis)]
-    order = jnp.asarray(order)
-    step = x.shape[dim]
-    shape = list(x.shape)
-    shape[dim] *= n
-    out = jnp.zeros(shape, x.dtype)
-    for turn in range(n):  # after `turn` ring steps this device holds the block of its turn-th predecessor
-        owner = order[(place - turn) % n]
-        out = lax.dynamic_update_slice_in_dim(out, x, owner * step, dim)
-        if turn < n - 1:
-            x = ring_hop(x, axis)
+    held = [x]  # after each ring step, the block of one predecessor further back
+    for _ in range(n - 1):
+        held.append(ring_hop(held[-1], axis))
+    blocks = []
+    for owner in range(n):
+        age = (place - order.index(owner)) % n
+        block = held[0]
+        for turn in range(1, n):
+            block = jnp.where(age == turn, held[turn], block)
+        blocks.append(block)
+    return blocks
+
+
+def gather(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
+    """Dense blocks of all devices along `axis`, concatenated along array dimension `dim` in mesh order, on every device."""
+    blocks = gather_blocks(x, axis)
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=dim)
+
+
+def exchange(x: Shaped[Array, "..."], axis: str, to: str, dim: int) -> Shaped[Array, "..."]:
+    """Dimension `dim`, split over `axis`, split over the other axis `to` instead."""
+    n = size(to)
+    if size(axis) == n:
+        return _pick(gather_blocks(x, axis), coordinate(to))
+    x = gather(x, axis, dim)
+    share = x.shape[dim] // n
+    return lax.dynamic_slice_in_dim(x, coordinate(to) * share, share, dim)
+
+
+def _pick(blocks: list[Shaped[Array, "..."]], index) -> Shaped[Array, "..."]:
+    out = blocks[0]
+    for i, block in enumerate(blocks[1:], 1):
+        out = jnp.where(index == i, block, out)
     return out
 
 

@@ -9,24 +9,25 @@ only in the way the panels take, which `relayout` finds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from wsejax import fabric
 from wsejax.kernels.relayout import Layout, relayout
 
 DotDims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
-# On CPU XLA hands a product to Eigen, whose order of summation depends on the shape of the whole block, except (measured over
-# random float32 shapes; tests/kernels/test_gemm.py holds it) where A has at least 64 rows, B a multiple of 64 columns, and, if A
-# comes with its contracted dimension first, that dimension is at most 128 long.
-ROWS, COLS, DEPTH = 64, 64, 128
+# On CPU the library behind XLA's products sums in an order that depends on the shape of the whole block, except (measured over random
+# float32 shapes; tests/kernels holds it) where A has at least 64 rows, its contracted dimension last, and B a multiple of 64 columns.
+ROWS, COLS = 64, 64
 
 
 def panel_dot(
-    a: Shaped[Array, "..."],
-    b: Shaped[Array, "..."],
+    a: Sequence[Shaped[Array, "..."]],
+    b: Sequence[Shaped[Array, "..."]],
     dimension_numbers: DotDims,
     panels: int = 1,
     pair: int = 0,
@@ -34,43 +35,60 @@ def panel_dot(
     preferred_element_type=None,
     precision=None,
 ) -> Shaped[Array, "..."]:
-    """`lax.dot_general` of two dense blocks, summed over `panels` equal parts of contracted pair `pair`, first to last.
+    """`lax.dot_general`, summed over `panels` equal parts of contracted pair `pair`, first to last.
 
-    With `steady`, an output element's bits do not depend on the size of the block it is computed in: small operands are padded with
-    zero rows or columns, and deep transposed ones are cut.
+    Args:
+      a, b: each operand as consecutive parts along its dimension of pair `pair`; their numbers divide `panels`.
+      dimension_numbers: as in `lax.dot_general`.
+      steady: an output element's bits do not depend on the size of the block it is computed in: small operands are padded with zero
+        rows or columns, and a transposed A is copied.
     """
-    (ac, bc), (ab, bb) = dimension_numbers
-    free_a = [d for d in range(a.ndim) if d not in ac and d not in ab]
-    free_b = [d for d in range(b.ndim) if d not in bc and d not in bb]
-    shape = [a.shape[d] for d in (*ab, *free_a)] + [b.shape[d] for d in free_b]
+    (ac, bc), (ab, _) = dimension_numbers
+
+    def part(parts, dim: int, i: int):
+        x = parts[i * len(parts) // panels]
+        cuts = panels // len(parts)
+        k = x.shape[dim] // cuts
+        return lax.slice_in_dim(x, i % cuts * k, (i % cuts + 1) * k, axis=dim) if cuts > 1 else x
+
+    dot = _steady_dot if steady and not ab else lax.dot_general
+    total = None
+    for i in range(panels):
+        xs = (part(a, ac[pair], i), part(b, bc[pair], i)) if ac else (a[0], b[0])
+        c = dot(*xs, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+        total = c if total is None else total + c
+    assert total is not None
+    return total
+
+
+def _steady_dot(a, b, dimension_numbers: DotDims, precision, preferred_element_type):
+    (ac, bc), _ = dimension_numbers
+    free_a = [d for d in range(a.ndim) if d not in ac]
+    free_b = [d for d in range(b.ndim) if d not in bc]
+    shape = [a.shape[d] for d in free_a] + [b.shape[d] for d in free_b]
     rows, cols = math.prod(a.shape[d] for d in free_a), math.prod(b.shape[d] for d in free_b)
-    steady = steady and not ab
-    pad_rows, pad_cols = (max(0, ROWS - rows), -cols % COLS) if steady else (0, 0)
+    pad_rows, pad_cols = max(0, ROWS - rows), -cols % COLS
     if pad_rows:
         a, free_a, ac = _flat(a, free_a, ac)
         a = _pad(a, free_a[0], pad_rows)
     if pad_cols:
         b, free_b, bc = _flat(b, free_b, bc)
         b = _pad(b, free_b[0], pad_cols)
-    if steady and ac and max(ac) < min(free_a, default=0):  # A transposed: its contracted dimensions come first
-        deep = math.prod(a.shape[d] for d in ac) // panels
-        length = a.shape[ac[pair]] // panels
-        panels *= next(cuts for cuts in range(1, length + 1) if length % cuts == 0 and (deep // cuts <= DEPTH or cuts == length))
-
-    def update(i: int):
-        def part(x, dim):
-            k = x.shape[dim] // panels
-            return lax.slice_in_dim(x, i * k, (i + 1) * k, axis=dim) if panels > 1 else x
-
-        xa, xb = (part(a, ac[pair]), part(b, bc[pair])) if ac else (a, b)
-        return lax.dot_general(xa, xb, ((ac, bc), (ab, bb)), precision=precision, preferred_element_type=preferred_element_type)
-
-    c = update(0)
-    for i in range(1, panels):
-        c = c + update(i)
+    if ac and sum(a.shape[d] > 1 for d in ac) == 1 and max(ac) < min(free_a, default=0):
+        # A transposed, one contracted dimension: XLA would not copy it into place. Two contracted dimensions make it do so.
+        n = next(n for n, d in enumerate(ac) if a.shape[d] > 1)
+        da, db = ac[n], bc[n]
+        if a.shape[da] % 2:
+            a, b = _pad(a, da, 1), _pad(b, db, 1)
+        half = a.shape[da] // 2
+        a = a.reshape(*a.shape[:da], 2, half, *a.shape[da + 1 :])
+        b = b.reshape(*b.shape[:db], 2, half, *b.shape[db + 1 :])
+        later_a, later_b = [d + (d > da) for d in ac], [d + (d > db) for d in bc]
+        ac, bc = (*later_a[: n + 1], da + 1, *later_a[n + 1 :]), (*later_b[: n + 1], db + 1, *later_b[n + 1 :])
+    c = lax.dot_general(a, b, ((ac, bc), ((), ())), precision=precision, preferred_element_type=preferred_element_type)
     if pad_rows or pad_cols:
-        c = c.reshape(rows + pad_rows, cols + pad_cols)[:rows, :cols].reshape(shape)
-    return c
+        c = c.reshape(rows + pad_rows, cols + pad_cols)[:rows, :cols]
+    return c.reshape(shape)
 
 
 def _flat(x, free, contracted):
@@ -110,7 +128,15 @@ def summa(
       pair: which contracted pair the panels split.
       steady: keep the bits independent of the device mesh (`panel_dot`).
     """
-    a, b = relayout(a, *moves[0]), relayout(b, *moves[1])
+    (ac, bc), _ = dimension_numbers
+    parts: list[list[Array]] = []
+    for x, (src, dst), dims in ((a, moves[0], ac), (b, moves[1], bc)):
+        split = src[dims[pair]] if dims else None
+        if split is not None and split not in dst:  # the contracted dimension's blocks go round as they are
+            x = relayout(x, src, tuple(split if d == dims[pair] else axis for d, axis in enumerate(dst)))
+            parts.append(fabric.gather_blocks(x, split))
+        else:
+            parts.append([relayout(x, src, dst)])
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
-        a, b = lax.optimization_barrier((a, b))
-    return panel_dot(a, b, dimension_numbers, panels, pair, steady, preferred_element_type, precision)
+        parts = lax.optimization_barrier(parts)
+    return panel_dot(parts[0], parts[1], dimension_numbers, panels, pair, steady, preferred_element_type, precision)

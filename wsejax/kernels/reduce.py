@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
@@ -13,8 +14,10 @@ from wsejax.kernels.relayout import Layout
 RADIX = 4  # terms added in one pass over memory; on CPU as fast as XLA's own reduction, or faster
 
 
-def tree_reduce(x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Array, Array], Array]) -> Shaped[Array, "..."]:
-    """Reduce `dims` in an association that the sizes of those dimensions alone decide.
+def tree_reduce(
+    x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Array, Array], Array], identity: float = 0
+) -> Shaped[Array, "..."]:
+    """Reduce `dims` in an association that the sizes of those dimensions alone decide; `identity` is the neutral element of `op`.
 
     XLA's own floating-point reductions may be reassociated, in a way that depends on the whole shape of a device's block. Here every pass
     combines RADIX (or the next divisor) slices element by element, pairwise, so the bits of one result do not depend on how many
@@ -22,8 +25,11 @@ def tree_reduce(x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Ar
     """
     for dim in sorted(dims):
         while (n := x.shape[dim]) > 1:
-            radix = next((r for r in range(min(RADIX, n), 1, -1) if n % r == 0), None) or next(r for r in range(2, n + 1) if n % r == 0)
-            split = x.reshape(*x.shape[:dim], radix, n // radix, *x.shape[dim + 1 :])
+            radix = next((r for r in range(min(RADIX, n), 1, -1) if n % r == 0), 0)
+            if not radix:
+                radix = RADIX
+                x = jnp.pad(x, [(0, -n % RADIX if d == dim else 0) for d in range(x.ndim)], constant_values=identity)
+            split = x.reshape(*x.shape[:dim], radix, x.shape[dim] // radix, *x.shape[dim + 1 :])
             terms = [lax.index_in_dim(split, i, dim, keepdims=False) for i in range(radix)]
             while len(terms) > 1:
                 pairs = [op(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]

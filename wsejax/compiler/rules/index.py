@@ -10,7 +10,7 @@ from jax.lax import GatherScatterMode
 from wsejax import fabric
 from wsejax.compiler.dims import kept
 from wsejax.compiler.ir import Op
-from wsejax.compiler.walk import Context, Step, rule, whole
+from wsejax.compiler.walk import Context, Step, rule
 from wsejax.kernels.index import merge_rows, owned
 from wsejax.kernels.relayout import Layout
 
@@ -55,19 +55,26 @@ def _layouts(op: Op, ctx: Context, rows_value) -> tuple[_Dims, Layout, Layout, L
     for i, j in zip(d.windows, d.offsets, strict=True):
         if table.shape[i] == rows_value.shape[j] and i not in d.indexed and have[i] != axis:
             lt[i] = lr[j] = have[i]
-    batch = kept(rows_value.ndim, d.offsets)
-    for k, j in enumerate(batch):  # the index's dimension k is the rows' dimension j
+    batch = kept(rows_value.ndim, d.offsets) if op.name == "gather" else _tied(d, rows_value.ndim)
+    for k, j in enumerate(kept(rows_value.ndim, d.offsets)):  # the index's dimension k is the rows' dimension j
         tied = next((i for i, m in zip(d.batched, d.idx_batched, strict=True) if m == k), None)
         want = chosen[j]
-        if want and want != axis and want not in lr and want not in lt:
+        if j in batch and want and want != axis and want not in lr and want not in lt:
             li[k] = lr[j] = want
             if tied is not None:
                 lt[tied] = want
     return d, tuple(lt), tuple(li), tuple(lr), axis
 
 
+def _tied(d: _Dims, ndim: int) -> list[int]:
+    """Dimensions of updates that run with a table dimension: only there can blocks of updates not meet in one row."""
+    return [j for k, j in enumerate(kept(ndim, d.offsets)) if k in d.idx_batched]
+
+
 def _shifted(idx, table_rows: int, axis: str, clip: bool):
     """Indices local to this device, and whether each is here."""
+    if idx.dtype.itemsize < 4:  # else a row number may not fit
+        idx = idx.astype(jnp.int32)
     if clip:
         idx = jnp.clip(idx, 0, table_rows - 1)
     return owned(idx, table_rows // fabric.size(axis), axis)
@@ -130,20 +137,20 @@ def _fill(dtype, value):
 @rule(
     "scatter",
     "scatter-add",
+    "scatter-sub",
     "scatter-mul",
     "scatter-min",
     "scatter-max",
     "scatter_add",
+    "scatter_sub",
     "scatter_mul",
     "scatter_min",
     "scatter_max",
 )
 def scatter(op: Op, ctx: Context) -> Step:
     """Updates travel to the table's owner, which applies them in their order: the bits are those of one device."""
-    table, idx, updates = op.ins
+    table, _, updates = op.ins
     d, lt, li, lr, axis = _layouts(op, ctx, updates)
-    if d.batched == () and any(li):  # two blocks of updates may meet in one row: bring them together
-        li, lr = whole(idx), tuple(a if j in d.offsets else None for j, a in enumerate(lr))
     if axis is None:
         return Step([lt, li, lr], [lt], op.bind)
     mode, rows = op.params["mode"], table.shape[d.indexed[0]]

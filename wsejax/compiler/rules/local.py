@@ -15,7 +15,7 @@ ELEMENTWISE = tuple(
     """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj
 convert_element_type copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count pow real
+is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi name ne neg nextafter not or polygamma population_count pow real
 reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square stop_gradient sub tan tanh xor zeta
 """.split()  # noqa: SIM905  a list of names reads better as text
@@ -54,10 +54,10 @@ def iota(op: Op, ctx: Context) -> Step:
     shape = ctx.block(op.outs[0].shape, lay)
 
     def run():
-        (x,) = op.bind(shape=shape)
         if lay[dim] is None:
-            return [x]
-        return [x + (fabric.coordinate(lay[dim]) * shape[dim]).astype(x.dtype)]
+            return op.bind(shape=shape)
+        (x,) = op.bind(shape=shape, dtype=jnp.dtype(jnp.int32))  # added before the cast, so that it rounds once
+        return [(x + fabric.coordinate(lay[dim]) * shape[dim]).astype(op.outs[0].dtype)]
 
     return Step([], [lay], run)
 

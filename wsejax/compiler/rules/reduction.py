@@ -28,7 +28,7 @@ def reduction(op: Op, ctx: Context) -> Step:
 
     def local(block, dims):
         if rounds and ctx.steady and any(lay):
-            return tree_reduce(block, dims, COMBINE[op.name])
+            return tree_reduce(block, dims, COMBINE[op.name], identity=op.name == "reduce_prod")
         return op.bind(block, axes=dims)[0]
 
     if not lines:
