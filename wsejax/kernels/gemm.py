@@ -21,8 +21,9 @@ from wsejax.kernels.relayout import Layout, relayout
 DotDims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 # On CPU the library behind XLA's products sums in an order that depends on the shape of the whole block, except (measured over random
-# float32 shapes; tests/kernels holds it) where A has at least 64 rows, its contracted dimension last, and B a multiple of 64 columns.
-ROWS, COLS = 64, 64
+# float32 shapes; tests/kernels holds it) where A has at least 64 rows, B a multiple of 64 columns, and A's contracted dimension is its last
+# or at most 128 long.
+ROWS, COLS, DEPTH = 64, 64, 128
 
 
 def panel_dot(
@@ -74,9 +75,10 @@ def _steady_dot(a, b, dimension_numbers: DotDims, precision, preferred_element_t
     if pad_cols:
         b, free_b, bc = _flat(b, free_b, bc)
         b = _pad(b, free_b[0], pad_cols)
-    if ac and sum(a.shape[d] > 1 for d in ac) == 1 and max(ac) < min(free_a, default=0):
+    deep = [d for d in ac if a.shape[d] > 1]
+    if len(deep) == 1 and a.shape[deep[0]] > DEPTH and max(ac) < min(free_a, default=0):
         # A transposed, one contracted dimension: XLA would not copy it into place. Two contracted dimensions make it do so.
-        n = next(n for n, d in enumerate(ac) if a.shape[d] > 1)
+        n = ac.index(deep[0])
         da, db = ac[n], bc[n]
         if a.shape[da] % 2:
             a, b = _pad(a, da, 1), _pad(b, db, 1)
