@@ -1,0 +1,496 @@
+"""Small JAX functions that the compiler must run: a name, a function and how to make its arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+PROGRAMS: dict[str, tuple[Callable, tuple[Any, ...]]] = {}
+
+
+def floats(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def ints(high: int, *shape: int, seed: int = 1, low: int = 0, dtype: Any = np.int32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, shape).astype(dtype)
+
+
+def program(*args):
+    def register(fun):
+        PROGRAMS[fun.__name__] = (fun, args)
+        return fun
+
+    return register
+
+
+X, Y, V, N = floats(8, 16), floats(8, 16, seed=2), floats(16, seed=3), ints(50, 8, 16)
+
+
+# ---- element by element ----------------------------------------------------------------------------------------------
+@program(X, Y)
+def arithmetic(x, y):
+    return x + 2 * y - x / (1 + y * y), jnp.maximum(x, y) ** 3, -x % 0.7, jnp.hypot(x, y)
+
+
+@program(X)
+def transcendental(x):
+    return jnp.exp(x), jnp.log1p(x * x), jnp.tanh(x), jax.nn.gelu(x), lax.rsqrt(1 + x * x), jnp.sin(x), lax.erf(x), jax.nn.silu(x)
+
+
+@program(N, ints(50, 8, 16, seed=4, low=1))
+def integer_arithmetic(n, m):
+    return n // m, n % m, n & m, n ^ m, n << 2, n == m, ~n, lax.population_count(n), n.astype(jnp.int8)
+
+
+@program(X, V)
+def broadcasting(x, v):
+    return x + v[None], x * v[None] + x[:, :1], jnp.broadcast_to(v[:, None], (16, 4)), x / x[:, :1], v[None, :] - v[:, None]
+
+
+@program(X, N)
+def where_and_clamp(x, n):
+    return jnp.where(n > 25, x, -1.0), jnp.clip(x, -0.5, 0.5), jnp.where(x > 0, n, 0), lax.select(n > 3, x, 2 * x)
+
+
+@program(X, N)
+def dtypes(x, n):
+    return x.astype(jnp.bfloat16) * 2, x.astype(jnp.float16) + 1, n.astype(jnp.float32), x > 0, lax.bitcast_convert_type(x, jnp.int32)
+
+
+@program(X.astype(jnp.bfloat16), Y.astype(jnp.float16))
+def half_precision(x, y):
+    return x * x + 1, y * 3 - y, x.astype(jnp.float32) + y, jnp.exp(x), jnp.exp(y)
+
+
+@program(X > 0, Y > 0)
+def booleans(p, q):
+    return p & q, p | ~q, p ^ q, p.any(0), q.all(1), p.sum(), jnp.where(p, 1, 2)
+
+
+@program(X, Y)
+def complex_numbers(x, y):
+    z = lax.complex(x, y)
+    return z * z, jnp.abs(z), z.real, jnp.conj(z)
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+@program(floats(8, 12, 4))
+def reshapes(x):
+    return x.reshape(96, 4), x.reshape(8, 48), x.reshape(2, 4, 12, 4), x.reshape(-1), x.reshape(8, 3, 4, 4), x.reshape(12, 32)
+
+
+@program(floats(8, 12, 4))
+def transposes(x):
+    return x.T, x.transpose(1, 0, 2), jnp.swapaxes(x, 1, 2), x.transpose(2, 0, 1).reshape(4, 96) * 2
+
+
+@program(X)
+def square_plus_its_transpose(x):
+    s = x[:, :8]
+    return s + s.T, s @ s.T
+
+
+@program(X, Y)
+def splits_and_joins(x, y):
+    a, b = jnp.split(x, 2, 1)
+    return (
+        a * b,
+        jnp.concatenate([x, y], 0),
+        jnp.concatenate([x, y, x[:, :4]], 1),
+        jnp.stack([x, y]),
+        jnp.stack([x, y], -1),
+    )
+
+
+@program(X)
+def pads_and_flips(x):
+    return (
+        jnp.pad(x, ((1, 2), (0, 0))),
+        jnp.pad(x, 1, constant_values=7),
+        lax.pad(x, 0.0, ((-1, 0, 1), (0, 2, 0))),
+        x[::-1],
+        x[:, ::-1],
+        jnp.roll(x, 3, 1),
+    )
+
+
+@program(X)
+def slices(x):
+    return x[2:5], x[:, 1:], x[::2, ::3], x[-1], x[:, -1:], x[1:7, 3], jnp.squeeze(x[:1], 0), x[None, :, None]
+
+
+@program(X, Y, jnp.int32(3))
+def dynamic_slices(x, y, i):
+    row = lax.dynamic_slice(x, (i, 2), (2, 9))
+    return (
+        row,
+        lax.dynamic_update_slice(x, y[:2], (i, 0)),
+        lax.dynamic_update_slice_in_dim(x, y[:, :4], i, 1),
+        x[i],
+        x[:, i],
+        lax.dynamic_slice(x, (i + 99, i), (8, 2)),
+    )
+
+
+@program(floats(4, 8, 16), ints(5, 4))
+def batched_dynamic_slices(x, i):
+    return jax.vmap(lambda a, j: lax.dynamic_slice_in_dim(a, j, 3))(x, i), jax.vmap(
+        lambda a, j: lax.dynamic_update_slice_in_dim(a, a[:2], j, 0)
+    )(x, i)
+
+
+@program()
+def made_from_nothing():
+    return jnp.arange(16) * 2, jnp.zeros((8, 4)) + 1, jnp.eye(8), jnp.linspace(0, 1, 16), lax.iota(jnp.float32, 8), jnp.tri(8)
+
+
+@program(X)
+def iotas_meet_arguments(x):
+    return x + jnp.arange(16.0)[None], x * lax.broadcasted_iota(jnp.float32, (8, 16), 0), jnp.where(jnp.tri(8, 16) > 0, x, 0)
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+@program(floats(8, 12, 16))
+def sums(x):
+    return x.sum(), x.sum(0), x.sum((0, 2)), x.mean(1), x.var(), x.std(-1), (x * x).sum((1, 2)), jnp.linalg.norm(x)
+
+
+@program(X, N)
+def other_reductions(x, n):
+    return x.max(), x.min(0), n.max(1), n.sum(), n.prod(1), jnp.prod(1 + 0.1 * x, 0), jax.nn.logsumexp(x, axis=1), jnp.count_nonzero(n > 20)
+
+
+@program(X, N)
+def positions_of_extremes(x, n):
+    return jnp.argmax(x, 1), jnp.argmin(x, 0), jnp.argmax(n), jnp.argmax(n, 1), (x == x.max()).sum()
+
+
+@program(X, N)
+def cumulative(x, n):
+    return (
+        jnp.cumsum(x, 0),
+        jnp.cumsum(x, 1),
+        jnp.cumsum(n, 1),
+        jnp.cumprod(1 + 0.1 * x, 1),
+        lax.cummax(x, 0),
+        lax.cumlogsumexp(x, 1),
+        lax.cumsum(x, 1, reverse=True),
+    )
+
+
+@program(X, N)
+def sorting(x, n):
+    return jnp.sort(x, 1), jnp.sort(n, 0), jnp.argsort(x, 1), lax.sort((n, x), num_keys=1, is_stable=True)
+
+
+@program(X)
+def largest(x):
+    return lax.top_k(x, 3), lax.top_k(x.T, 2)[1]
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+@program(X, floats(16, 12), V)
+def products(x, w, v):
+    return x @ w, x @ x.T, x.T @ x, x @ v, v @ w, jnp.dot(v, v), jnp.outer(v, v), (x @ w).T
+
+
+@program(floats(4, 6, 8), floats(4, 8, 10), floats(8, 2, 5))
+def einsums(a, b, c):
+    return (
+        jnp.einsum("bij,bjk->bik", a, b),
+        jnp.einsum("bij,bjk->kbi", a, b),
+        jnp.einsum("bij,jkl->bikl", a, c),
+        jnp.einsum("bij,bij->b", a, a),
+        jnp.einsum("bij->ji", a),
+        jnp.einsum("bij,bkj->bik", a, a),
+        jnp.tensordot(a, b, ((0, 2), (0, 1))),
+    )
+
+
+@program(ints(9, 8, 12, dtype=np.int8), ints(9, 12, 4, dtype=np.int8))
+def integer_products(a, b):
+    return lax.dot(a, b, preferred_element_type=jnp.int32), a.astype(jnp.int32) @ b
+
+
+@program(X.astype(jnp.bfloat16), floats(16, 8).astype(jnp.bfloat16))
+def half_precision_products(x, w):
+    return lax.dot(x, w, preferred_element_type=jnp.float32)
+
+
+@program(floats(24, 40), floats(40, 56), floats(56, 8))
+def two_layers(x, w, u):
+    return jax.nn.relu(x @ w) @ u
+
+
+@program(floats(4, 8, 2, 4), floats(4, 8, 2, 4, seed=5), floats(4, 8, 2, 4, seed=6))
+def attention(q, k, v):
+    scores = jnp.where(jnp.tri(8, dtype=bool)[None, None], jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2, -1e30)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v), jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+@program(X, V, V + 1)
+def normalisation(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    layer = centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale[None] + bias[None]
+    return layer, x * lax.rsqrt((x * x).mean(-1, keepdims=True)) * scale[None], jax.nn.softmax(x, 0), jax.nn.log_softmax(x)
+
+
+# ---- rows by index ---------------------------------------------------------------------------------------------------
+TABLE, IDS = floats(16, 8), ints(16, 4, 6)
+OUTSIDE = np.array([0, -1, 15, 16, -16, -17, 99, 3], np.int32)
+
+
+@program(TABLE, IDS)
+def embedding(table, ids):
+    return table[ids], jnp.take(table, ids, axis=0), jnp.take(table, ids % 8, axis=1), table[ids[0, 0]]
+
+
+@program(TABLE, OUTSIDE)
+def indices_outside(table, ids):
+    modes = ("fill", "clip", "wrap")
+    return [jnp.take(table, ids, axis=0, mode=mode) for mode in modes], table.at[ids].get(mode="fill", fill_value=7.0)
+
+
+@program(TABLE, IDS, OUTSIDE)
+def updates_by_index(table, ids, outside):
+    rows = jnp.ones((4, 6, 8)) * ids[..., None]
+    return (
+        table.at[ids].add(rows),
+        table.at[ids[:, 0]].set(rows[:, 0]),
+        table.at[ids].max(rows / 9),
+        table.at[ids[0]].mul(2.0),
+        table.at[:, ids[0] % 8].add(1.0),
+        table.at[outside].add(1.0),
+        table.at[outside].set(5.0, mode="drop"),
+        table.at[outside].add(1.0, mode="clip"),
+    )
+
+
+@program(X, ints(16, 8, 1), ints(16, 8, 16))
+def along_an_axis(x, one, many):
+    return (
+        jnp.take_along_axis(x, one, 1),
+        jnp.take_along_axis(x, many, 1),
+        jnp.take_along_axis(x, many[:8] % 8, 0),
+        x[jnp.arange(8), one[:, 0]],
+    )
+
+
+@program(TABLE, IDS)
+def gradient_of_embedding(table, ids):
+    return jax.grad(lambda t: jnp.sum(jnp.sin(t[ids]) * jnp.arange(8.0)[None, None]))(table)
+
+
+@program(IDS, V)
+def one_hot(ids, v):
+    hot = jax.nn.one_hot(ids, 16)
+    return hot, hot @ v, jnp.where(ids[..., None] == jnp.arange(16)[None, None], 1, 0), jnp.bincount(ids.reshape(-1), length=16)
+
+
+# ---- randomness ------------------------------------------------------------------------------------------------------
+@program(jax.random.key(3), ints(9))
+def random_numbers(key, n):
+    a, b, c, d = jax.random.split(jax.random.fold_in(key, n), 4)
+    return (
+        jax.random.bits(a, (8, 16)),
+        jax.random.normal(b, (16, 16)),
+        jax.random.bernoulli(c, 0.3, (8, 16)),
+        jax.random.permutation(d, 16),
+        jax.random.key_data(a),
+    )
+
+
+@program(X, jax.random.split(jax.random.key(0), 16))
+def many_keys(x, keys):
+    return jax.vmap(lambda k: jax.random.uniform(k, (8,)))(keys).T + x, keys[3]
+
+
+@program(np.array([1, 2], np.uint32), X)
+def dropout(seed, x):
+    keep = jax.random.bernoulli(jax.random.wrap_key_data(seed), 0.5, x.shape)
+    return jnp.where(keep, x / 0.5, 0)
+
+
+# ---- control flow ----------------------------------------------------------------------------------------------------
+@program(X, floats(3, 16, 16))
+def scan_over_layers(x, weights):
+    return lax.scan(lambda h, w: (jnp.tanh(h @ w), h.sum(1)), x, weights)
+
+
+@program(X, floats(5, 8, 16))
+def scan_backwards_with_constants(x, xs):
+    def step(carry, row):
+        total, n = carry
+        return (total + row * x, n + 1), (row.max(), total)
+
+    return lax.scan(step, (jnp.zeros_like(x), 0), xs, reverse=True, unroll=2)
+
+
+@program(X)
+def while_loops(x):
+    grown = lax.while_loop(lambda c: c[0].sum() < 50, lambda c: (c[0] * c[0] + 1, c[1] + 1), (x, 0))
+    return (
+        grown,
+        lax.fori_loop(0, 5, lambda i, y: y.at[i].set(y[i] * i), x),
+        lax.fori_loop(0, jnp.int32(x[0, 0] * 0 + 3), lambda i, y: y * 2 + i, x),
+    )
+
+
+@program(X, jnp.int32(1))
+def branches(x, which):
+    return (
+        lax.cond(which > 0, lambda a: a @ a.T, lambda a: a[:, :8] * 2, x),
+        lax.switch(which, [lambda a: a.sum(0), lambda a: a.max(0), lambda a: a[0]], x),
+        lax.cond(x.sum() > 1e9, lambda: x, lambda: jnp.zeros_like(x)),
+    )
+
+
+@program(X, V)
+def maps(x, v):
+    return (
+        lax.map(lambda row: (row * v).sum(), x),
+        jax.vmap(lambda row: jnp.outer(row, v))(x),
+        lax.map(lambda row: row[::-1], x, batch_size=4),
+    )
+
+
+@program(floats(6, 8, 8))
+def scan_of_scans(x):
+    inner = lambda c, row: (c + row, c @ row)  # noqa: E731
+    return lax.scan(lambda c, m: lax.scan(inner, c, m), jnp.zeros(8), x)
+
+
+@program(X)
+def associative_scan(x):
+    return lax.associative_scan(jnp.multiply, x, axis=1), lax.associative_scan(jnp.maximum, x, axis=0)
+
+
+# ---- autodiff --------------------------------------------------------------------------------------------------------
+def network(params, x):
+    h = jax.nn.gelu(x @ params["w"] + params["b"][None])
+    return jnp.mean((h @ params["u"]) ** 2)
+
+
+PARAMS = {"w": floats(16, 24), "b": floats(24), "u": floats(24, 8)}
+
+
+@program(PARAMS, X)
+def gradient(params, x):
+    return jax.value_and_grad(network)(params, x)
+
+
+@program(PARAMS, X)
+def gradient_with_remat(params, x):
+    return jax.grad(lambda p: jax.checkpoint(network)(p, x) + jax.checkpoint(network, policy=jax.checkpoint_policies.dots_saveable)(p, x))(
+        params
+    )
+
+
+@program(floats(3, 16, 16), X)
+def gradient_of_scan_with_remat(weights, x):
+    layer = jax.checkpoint(lambda h, w: (h + jnp.tanh(h @ w), None), prevent_cse=False)
+    return jax.value_and_grad(lambda ws: (lax.scan(layer, x, ws)[0] ** 2).sum())(weights)
+
+
+@program(X, Y)
+def forward_and_second_derivatives(x, t):
+    f = lambda x: jnp.sum(jnp.sin(x) * x)  # noqa: E731
+    return jax.jvp(f, (x,), (t,)), jax.jvp(jax.grad(f), (x,), (t,))
+
+
+@jax.custom_vjp
+def clipped(x):
+    return jnp.clip(x, -1, 1)
+
+
+clipped.defvjp(lambda x: (jnp.clip(x, -1, 1), x), lambda x, g: (g * (jnp.abs(x) < 2),))
+
+
+@jax.custom_jvp
+def softplus(x):
+    return jnp.log1p(jnp.exp(x))
+
+
+softplus.defjvp(lambda primals, tangents: (softplus(primals[0]), jax.nn.sigmoid(primals[0]) * tangents[0]))
+
+
+@program(X)
+def custom_derivatives(x):
+    f = lambda x: (clipped(x) * softplus(x)).sum()  # noqa: E731
+    return f(x), jax.grad(f)(x), clipped(x)
+
+
+@program(X, ints(16, 8))
+def cross_entropy(logits, labels):
+    def loss(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+
+    return jax.value_and_grad(loss)(logits)
+
+
+@program(X)
+def gradients_of_shape_changes(x):
+    def f(x):
+        parts = jnp.split(jnp.concatenate([x, x[::-1] * 2], 1), 4, 1)
+        stacked = jnp.concatenate([p[:, None] for p in parts], 1).reshape(8, 32)
+        return (jnp.sort(stacked, 1) * jnp.cumsum(stacked, 0)).max(1).sum() + jnp.pad(x, 1)[2:, 3:].prod(1).sum()
+
+    return jax.grad(f)(x)
+
+
+# ---- pytrees and structure -------------------------------------------------------------------------------------------
+@program({"a": X, "b": (Y, None, [V])}, 2.5)
+def nested_structures(tree, scalar):
+    return {"sum": jax.tree.map(lambda a: a * scalar, tree), "same": tree["a"], "const": np.arange(4), "none": None}
+
+
+@program(X)
+def nested_jits(x):
+    inner = jax.jit(functools.partial(jnp.add, 1))
+    return inner(jax.jit(jnp.sin)(x)), jax.named_call(jnp.cos, name="c")(x)
+
+
+@program(floats(6, 10), floats(10, 14), floats(3, 5))
+def sizes_that_do_not_divide(x, w, odd):
+    return x @ w, odd.sum(1), odd @ odd.T, jax.nn.softmax(odd), jnp.pad(odd, 1), x[:5, :7] * 2
+
+
+@program(floats(8, 0), floats(0, 8), floats(1, 1))
+def sizes_of_zero_and_one(a, b, c):
+    return b.sum(1), a @ b, b * 2, c @ c, jnp.concatenate([b, b]), b.max(1)
+
+
+# ---- found missing or wrong once ---------------------------------------------------------------------------------------
+@program(TABLE, OUTSIDE)
+def plain_indexing_clamps(table, ids):
+    return table[ids]
+
+
+@program(X, ints(16, 8, 16), Y)
+def gradient_along_an_axis(x, many, w):
+    return jax.grad(lambda x: (jnp.take_along_axis(x, many, 1) * w).sum())(x)
+
+
+@program(floats(512, 8), ints(127, 16, dtype=np.int8))
+def narrow_indices(table, ids):
+    return jnp.take(table, ids, axis=0, mode="clip"), table[ids.astype(jnp.uint8)]
+
+
+@program(np.zeros(2048, jnp.bfloat16))
+def iota_in_half_precision(x):
+    return x + jnp.arange(2048, dtype=jnp.bfloat16)
+
+
+@program(X, ints(8, 4))
+def named_values_and_subtraction(x, ids):
+    named = lambda x: checkpoint_name(jnp.sin(x), "s").sum()  # noqa: E731
+    policy = jax.checkpoint_policies.save_only_these_names("s")
+    return jax.grad(jax.checkpoint(named, policy=policy))(x), x.at[ids].subtract(1.0)

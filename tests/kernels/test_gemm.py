@@ -1,0 +1,164 @@
+"""SUMMA: numpy's product, in bits that depend on the tiles alone, with gradients through JAX's own autodiff."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.fabric.grids import on_layouts
+from wsejax.kernels.gemm import DotDims, panel_dot, summa
+from wsejax.kernels.relayout import Layout
+
+TILES = 4  # along each axis
+GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A product of operands that both lie (y, x): which dimensions it contracts, and where its panels travel."""
+
+    numbers: DotDims
+    meet_a: Layout
+    meet_b: Layout
+    einsum: str
+
+    def shapes(self, m: int, k: int, n: int):
+        size = {"m": m, "k": k, "n": n}
+        a, b = self.einsum.split("->")[0].split(",")
+        return tuple(size[d] for d in a), tuple(size[d] for d in b)
+
+
+FORMS = {
+    "nn": Form((((1,), (0,)), ((), ())), ("y", None), (None, "x"), "mk,kn->mn"),
+    "nt": Form((((1,), (1,)), ((), ())), ("y", None), ("x", None), "mk,nk->mn"),
+    "tn": Form((((0,), (0,)), ((), ())), (None, "y"), (None, "x"), "km,kn->mn"),
+    "tt": Form((((0,), (1,)), ((), ())), (None, "y"), ("x", None), "km,nk->mn"),
+}
+
+
+def operands(form: Form, m: int, k: int, n: int, dtype=np.float32) -> list[np.ndarray]:
+    r = np.random.default_rng(m * 10007 + k * 101 + n)
+    return [r.standard_normal(shape).astype(dtype) for shape in form.shapes(m, k, n)]
+
+
+def product(form: Form, devices, **options):
+    """The compiled product of two arrays laid out (y, x), its result too."""
+    moves = ((("y", "x"), form.meet_a), (("y", "x"), form.meet_b))
+    fun = lambda a, b: summa(a, b, form.numbers, moves, TILES, **options)  # noqa: E731
+    return on_layouts(fun, devices, [("y", "x"), ("y", "x")], ("y", "x"))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (68, 76, 100), (4, 260, 132)], ids=str)
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_equals_numpy_with_the_same_bits_on_every_device_mesh(form, sizes):
+    a, b = operands(form, *sizes)
+    results = [np.asarray(product(form, devices)(a, b)) for devices in GRIDS]
+    exact = np.einsum(form.einsum, a.astype(np.float64), b.astype(np.float64))
+    np.testing.assert_allclose(results[0], exact, rtol=0, atol=2e-7 * sizes[1] + 1e-6)
+    for devices, got in zip(GRIDS, results, strict=True):
+        np.testing.assert_array_equal(got, results[0], err_msg=str(devices))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_panels_add_in_tile_order(device_grid, form):
+    a, b = operands(form, 64, 64, 64)
+    (ca,), (cb,) = form.numbers[0]
+    steps = [np.asarray(panel_product(x, y, form.numbers)) for x, y in zip(np.split(a, TILES, ca), np.split(b, TILES, cb), strict=True)]
+    got = np.asarray(product(form, device_grid)(a, b))
+    np.testing.assert_array_equal(got, functools.reduce(np.add, steps))
+    assert not np.array_equal(got, functools.reduce(np.add, steps[::-1]))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def panel_product(a, b, numbers):
+    return panel_dot([a], [b], numbers, steady=True)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_integers_are_exact(device_grid, form):
+    a, b = (np.round(x * 10).astype(np.int32) for x in operands(form, 12, 20, 8))
+    np.testing.assert_array_equal(product(form, device_grid)(a, b), np.einsum(form.einsum, a, b))
+
+
+def test_half_precision_may_sum_in_single(device_grid):
+    form = FORMS["nn"]
+    a, b = (x.astype(jnp.bfloat16) for x in operands(form, 32, 64, 32))
+    got = product(form, device_grid, preferred_element_type=jnp.float32)(a, b)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, a.astype(np.float64) @ b.astype(np.float64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_the_backward_pass_through_jax_equals_the_plain_one(device_grid, form):
+    a, b = operands(form, 12, 20, 8)
+    ct = np.random.default_rng(1).standard_normal((12, 8)).astype(np.float32)
+    plain = lambda a, b: jnp.einsum(form.einsum, a, b, precision="highest")  # noqa: E731
+    out, back = jax.vjp(product(form, device_grid), a, b)
+    want, want_back = jax.vjp(plain, a, b)
+    for got, expected in zip([out, *back(ct)], [want, *want_back(ct)], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_axis", [None, "x", "y"])
+def test_batched_products_equal_numpy_on_every_device_mesh(batch_axis):
+    """Batch over one axis, rows over the other."""
+    rows = {"x": "y", "y": "x", None: "y"}[batch_axis]
+    a, b = (np.random.default_rng(s).standard_normal(shape).astype(np.float32) for s, shape in ((0, (4, 12, 20)), (1, (4, 20, 28))))
+    numbers = (((2,), (1,)), ((0,), (0,)))
+    la, lb = (batch_axis, rows, None), (batch_axis, None, None)
+    results = []
+    for devices in GRIDS:
+        fun = on_layouts(lambda a, b: summa(a, b, numbers, ((la, la), (lb, lb)), 1), devices, [la, lb], la)
+        results.append(np.asarray(fun(a, b)))
+    np.testing.assert_allclose(results[0], a @ b, rtol=1e-5, atol=1e-5)
+    for devices, got in zip(GRIDS, results, strict=True):
+        np.testing.assert_array_equal(got, results[0], err_msg=str(devices))
+
+
+SIZES = st.sampled_from([1, 2, 3, 5, 8, 16, 31, 48, 64, 65, 96, 127, 128, 130, 192])
+
+
+@given(
+    st.sampled_from(sorted(FORMS)), SIZES, SIZES, st.sampled_from([1, 4, 16, 64, 100, 128, 256, 384]), st.sampled_from([1, 2, 4]), st.data()
+)
+@settings(max_examples=30)
+@example("tn", 128, 128, 512, 1, None)
+@example("tn", 16, 192, 384, 4, None)
+@example("nn", 192, 65, 256, 2, None)
+def test_an_elements_bits_do_not_depend_on_the_block_it_is_computed_in(name, m, n, k, panels, data):
+    form = FORMS[name]
+    panels = panels if k % panels == 0 else 1
+    a, b = operands(form, m, k, n)
+    (ca,), (cb,) = form.numbers[0]
+    if data is None:
+        rows, cols = slice(0, m // 2), slice(n // 2, n)
+    else:
+        r, c = data.draw(st.integers(0, m - 1)), data.draw(st.integers(0, n - 1))
+        rows, cols = slice(r, data.draw(st.integers(r + 1, m))), slice(c, data.draw(st.integers(c + 1, n)))
+    part_a = a[rows] if ca == 1 else a[:, rows]
+    part_b = b[:, cols] if cb == 0 else b[cols]
+    dot = jax.jit(lambda a, b: panel_dot([a], [b], form.numbers, panels, steady=True))
+    whole, part = np.asarray(dot(a, b)), np.asarray(dot(part_a, part_b))
+    np.testing.assert_array_equal(part, whole[rows, cols])
+
+
+@pytest.mark.parametrize("steady", [False, True])
+@pytest.mark.parametrize(
+    "numbers",
+    [(((2, 0), (1, 2)), ((), ())), (((0,), (2,)), ((), ())), (((), ()), ((), ())), (((2,), (1,)), ((1,), (0,))), (((), ()), ((1,), (0,)))],
+    ids=str,
+)
+def test_any_dimension_numbers_give_the_shape_and_values_of_dot_general(numbers, steady):
+    r = np.random.default_rng(0)
+    a, b = (r.standard_normal(shape).astype(np.float32) for shape in ((6, 5, 4), (5, 4, 6)))
+    got = panel_dot([a], [b], numbers, steady=steady)
+    want = jax.lax.dot_general(a, b, numbers)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
