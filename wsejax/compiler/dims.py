@@ -118,6 +118,14 @@ def _(op: Op):
             yield (x, i), (out, j)
 
 
+@links("unstack")
+def _(op: Op):
+    x = op.ins[0]
+    for out in op.outs:
+        for i, j in enumerate(kept(x.ndim, (op.params["axis"],))):
+            yield (x, j), (out, i)
+
+
 def reshape_groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Smallest groups of dimensions that a reshape turns into each other: products of their sizes are equal."""
     groups, i, j = [], 0, 0

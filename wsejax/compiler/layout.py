@@ -48,7 +48,7 @@ class Layouts:
         return self.axis.get(self.classes.find(dim))
 
     def __getitem__(self, value: Value) -> Layout:
-        if value.const is not None:
+        if value.const is not None or 0 in value.shape:
             return (None,) * value.ndim
         out: list[str | None] = []
         for d in range(value.ndim):

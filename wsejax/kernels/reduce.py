@@ -23,6 +23,8 @@ def tree_reduce(
     combines RADIX (or the next divisor) slices element by element, pairwise, so the bits of one result do not depend on how many
     others stand beside it.
     """
+    if any(x.shape[d] == 0 for d in dims):
+        return jnp.full([n for d, n in enumerate(x.shape) if d not in dims], identity, x.dtype)
     for dim in sorted(dims):
         while (n := x.shape[dim]) > 1:
             radix = next((r for r in range(min(RADIX, n), 1, -1) if n % r == 0), 0)

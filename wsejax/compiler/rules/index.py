@@ -95,9 +95,10 @@ def gather(op: Op, ctx: Context) -> Step:
     spread = next((j for j in batch if ctx.layouts[out][j] == axis), None)
     outs = tuple(axis if j == spread else a for j, a in enumerate(lr))
     mode, rows = op.params["mode"], table.shape[d.indexed[0]]
+    clip = mode in (GatherScatterMode.CLIP, GatherScatterMode.PROMISE_IN_BOUNDS)  # XLA clamps what the promise does not hold for
 
     def run(x, i):
-        local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP)
+        local, here = _shifted(i, rows, axis, clip)
         got = op.bind(x, jnp.where(here, local, 0), slice_sizes=tuple(sizes), mode=GatherScatterMode.PROMISE_IN_BOUNDS)[0]
         expand = lambda flags: jnp.expand_dims(flags[..., 0], tuple(d.offsets))  # noqa: E731
         got = merge_rows(got, expand(here), axis, spread)

@@ -73,6 +73,7 @@ along("pad", lambda op: {d for d, p in enumerate(op.params["padding_config"]) if
 along("cumsum cumprod cummax cummin cumlogsumexp", lambda op: {op.params["axis"]})
 along("sort", lambda op: {op.params["dimension"]})
 along("split", lambda op: {op.params["axis"]})
+along("tile", lambda op: {d for d, n in enumerate(op.params["reps"]) if n != 1})
 
 
 @rule("stack")
@@ -80,6 +81,13 @@ def stack(op: Op, ctx: Context) -> Step:
     axis, lay = op.params["axis"], ctx.layouts[op.outs[0]]
     lay = tuple(None if d == axis else a for d, a in enumerate(lay))
     return Step([tuple(a for d, a in enumerate(lay) if d != axis)] * len(op.ins), [lay], op.bind)
+
+
+@rule("unstack")
+def unstack(op: Op, ctx: Context) -> Step:
+    axis, lay = op.params["axis"], list(ctx.layouts[op.ins[0]])
+    lay[axis] = None
+    return Step([tuple(lay)], [tuple(a for d, a in enumerate(lay) if d != axis)] * len(op.outs), op.bind)
 
 
 @rule("top_k")
