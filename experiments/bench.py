@@ -208,10 +208,13 @@ def comparisons(results: Sequence[Measured], reference: str) -> list[tuple[str, 
 
 
 def table(results: Sequence[Measured], reference: str) -> Table:
-    """Host times as a table that fits 80 columns, ratios to the reference; empty for contenders that do not count."""
+    """Host times as a table that fits 80 columns, ratios to the reference; empty for contenders that do not count.
+
+    `first` is building, compiling and the first step. Ratios: of medians, quartiles of those within a round, of minima.
+    """
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column("contender", no_wrap=True)
-    for heading in ("first step s", "median ms", "min ms", "ratio   (quartiles)   of min"):
+    for heading in ("first s", "med. ms", "min ms", "ratio  (quartiles)    of min"):
         shown.add_column(heading, justify="right", no_wrap=True)
     base = next(result for result in results if result.name == reference)
     for result in results:

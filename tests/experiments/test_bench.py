@@ -119,10 +119,12 @@ def test_a_contender_that_cannot_run_says_so_and_the_others_go_on():
 def test_table_shows_times_ratios_and_faults():
     results, _, _ = run_scripted(
         torch=Scripted("torch", falling(), lambda n: 0.25 * n, []),
+        **{name: Scripted(name, falling(), lambda n: 12.0, []) for name in WAFERS},
         **{"xla-2x2": Scripted("xla-2x2", falling(2.0), lambda n: 0.1, [])},
     )
     stream = io.StringIO()
     Console(file=stream, width=80).print(table(list(results.values()), "plain-scan"))
+    assert "…" not in stream.getvalue()
     lines = {line.split()[0]: line.split() for line in stream.getvalue().splitlines() if line.strip()}
     assert lines["plain-scan"][2:] == ["500.0", "300.0", "1.00", "(1.00", "to", "1.00)", "1.00"]
     assert lines["torch"][2:] == ["1250.0", "750.0", "2.50", "(2.50", "to", "2.50)", "2.50"]
