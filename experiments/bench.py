@@ -212,7 +212,7 @@ def table(results: Sequence[Measured], reference: str) -> Table:
 
     `first` is building, compiling and the first step. Ratios: of medians, quartiles of those within a round, of minima.
     """
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     shown.add_column("contender", no_wrap=True)
     for heading in ("first s", "med. ms", "min ms", "ratio  (quartiles)    of min"):
         shown.add_column(heading, justify="right", no_wrap=True)
