@@ -494,3 +494,18 @@ def named_values_and_subtraction(x, ids):
     named = lambda x: checkpoint_name(jnp.sin(x), "s").sum()  # noqa: E731
     policy = jax.checkpoint_policies.save_only_these_names("s")
     return jax.grad(jax.checkpoint(named, policy=policy))(x), x.at[ids].subtract(1.0)
+
+
+@program(X)
+def tiled(x):
+    return jnp.tile(x, (2, 1)), jnp.tile(x, 2)
+
+
+@program(X)
+def gradient_of_stack(x):
+    return jax.grad(lambda x: jnp.prod(jnp.stack([x, x * 2], 1).sum(0)))(x * 0.1), [row * 2 for row in x]
+
+
+@program(floats(8, 0), floats(0, 8), X)
+def sums_over_nothing(a, b, x):
+    return a.sum(1), b.sum(0) + x[0, :8], a.sum(), b.sum((0, 1)) + x
