@@ -509,3 +509,16 @@ def gradient_of_stack(x):
 @program(floats(8, 0), floats(0, 8), X)
 def sums_over_nothing(a, b, x):
     return a.sum(1), b.sum(0) + x[0, :8], a.sum(), b.sum((0, 1)) + x
+
+
+@program(floats(8, 16, 32), 0.02 * floats(32, 4, 3, 8, seed=4), 0.02 * floats(4, 8, 32, seed=5))
+def attention_block(x, wq, wo):
+    """Blocks so large that XLA:CPU takes a reduction and what follows it into a library call, on some device meshes."""
+    q, k, v = jnp.moveaxis(jnp.einsum("bsi,ihcd->bshcd", x, wq), -2, 0)
+    p = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+    return jnp.einsum("bqhd,hdi->bqi", jnp.einsum("bhqk,bkhd->bqhd", p, v), wo)
+
+
+@program(floats(64, 128).astype(jnp.bfloat16), floats(128, 64).astype(jnp.bfloat16))
+def half_precision_products_of_large_blocks(a, b):
+    return a @ b, jax.nn.softmax(a)
