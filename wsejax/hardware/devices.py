@@ -8,11 +8,6 @@ import platform
 import jax
 
 
-_STEADY_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    _STEADY_FLAGS["xla_cpu_max_isa"] = "AVX"
-
-
 def request_cpu_devices(n: int) -> None:
     """Make JAX run its CPU backend with `n` virtual devices. Call it at the start of the program.
 
@@ -23,10 +18,9 @@ def request_cpu_devices(n: int) -> None:
     XLA's CPU thread pool is enlarged to at least `2 n` threads (environment variable `NPROC`): with fewer, releases of
     JAX before 0.12 deadlock once some tens of programs with collectives are queued.
 
-    Two XLA flags, unless set already, keep a result's last bits from depending on the program around it, and so on the device mesh: on
-    x86 no multiply-add is contracted into one rounding (`--xla_cpu_max_isa=AVX`), and the library that does matrix products gets nothing
-    else, since its exponential is not XLA's own (`--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT`).
-    `experiments/bench.py` shows what they cost: nothing that can be told from noise in a GPT train step.
+    On x86 XLA is kept from contracting a multiply and an add into one rounding (`XLA_FLAGS=--xla_cpu_max_isa=AVX`, unless the flag is
+    set already): where it would do so depends on the whole program's fusions, and then the last bits of a result on the device mesh.
+    Matrix products, which come from a library, are not affected; `experiments/bench.py` shows what it costs.
 
     Raises:
       ValueError: `n` is not a positive integer.
@@ -34,8 +28,8 @@ def request_cpu_devices(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of CPU devices is a positive integer, such as request_cpu_devices(4)")
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *(f"--{k}={v}" for k, v in _STEADY_FLAGS.items() if k not in flags)])
+    if platform.machine().lower() in ("x86_64", "amd64") and "xla_cpu_max_isa" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX".strip()
     wanted = max(n, jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
     threads_before = os.environ.get("NPROC")
     os.environ["NPROC"] = str(max(_thread_count(threads_before), 2 * wanted))  # read by XLA when its backend starts

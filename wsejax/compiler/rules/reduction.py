@@ -14,6 +14,7 @@ COMBINE = {
     "reduce_sum": jnp.add, "reduce_max": jnp.maximum, "reduce_min": jnp.minimum, "reduce_prod": jnp.multiply,
     "reduce_and": jnp.bitwise_and, "reduce_or": jnp.bitwise_or, "reduce_xor": jnp.bitwise_xor,
 }  # fmt: skip
+IDENTITY = {"reduce_sum": 0, "reduce_prod": 1, "reduce_max": -jnp.inf, "reduce_min": jnp.inf}
 
 
 @rule(*COMBINE)
@@ -23,12 +24,13 @@ def reduction(op: Op, ctx: Context) -> Step:
     rest = kept(x.ndim, axes)
     outs = tuple(lay[d] for d in rest)
     lines = [lay[d] for d in axes if lay[d]]
-    # rounding makes the order matter; the others (max, or, ...) give the same bits in any
-    rounds = op.name in ("reduce_sum", "reduce_prod") and jnp.issubdtype(x.dtype, jnp.inexact)
+    # Rounding makes the order of a sum matter. A maximum has the same bits in any order, but XLA would hand it, with the element-wise work
+    # around it, to a library that has its own exponential, if the block is large enough.
+    identity = IDENTITY.get(op.name) if jnp.issubdtype(x.dtype, jnp.inexact) else None
 
     def local(block, dims):
-        if rounds and ctx.steady and any(lay):
-            return tree_reduce(block, dims, COMBINE[op.name], identity=op.name == "reduce_prod")
+        if identity is not None and ctx.steady and any(lay):
+            return tree_reduce(block, dims, COMBINE[op.name], identity)
         return op.bind(block, axes=dims)[0]
 
     if not lines:
