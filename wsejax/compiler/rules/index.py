@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
 from wsejax import fabric
 from wsejax.compiler.dims import kept
-from wsejax.compiler.ir import Op
-from wsejax.compiler.walk import Context, Step, rule
+from wsejax.compiler.ir import Op, Value
+from wsejax.compiler.walk import Context, Step, rule, tile_count
 from wsejax.kernels.index import merge_rows, owned
-from wsejax.kernels.relayout import Layout
+from wsejax.kernels.relayout import Layout, gather_byte_hops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +115,15 @@ def gather(op: Op, ctx: Context) -> Step:
         [lt, li],
         [outs],
         run,
-        [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(op, ctx, out, axis))],
+        [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(out, lr, axis, spread is not None, ctx))],
     )
 
 
-def _row_hops(op: Op, ctx: Context, rows, axis: str) -> int:
-    """Every tile of a line passes its partial rows on, once round the ring."""
+def _row_hops(rows: Value, lay: Layout, axis: str, spread: bool, ctx: Context) -> int:
+    """Partial rows go once round the ring of every line along `axis`: a share in each turn if they end spread over it, else all."""
     line = ctx.tiles[axis]
-    return rows.size_bytes * 2 * (line - 1)
+    turn_bytes = rows.size_bytes // tile_count(lay, ctx.tiles) // (line if spread else 1)
+    return gather_byte_hops(turn_bytes, line, math.prod(ctx.tiles.values()) // line)
 
 
 def _fill(dtype, value):
