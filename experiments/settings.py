@@ -133,7 +133,7 @@ class Settings:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|GLOB ...")] = ()
     """Text files or glob patterns; left out: the documentation and sources of Python's own library on this
     machine."""
-    steps: int = 500
+    steps: int = 600
     """Training steps."""
     batch: int = 16
     """Sequences in a batch."""
