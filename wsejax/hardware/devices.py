@@ -28,18 +28,19 @@ def request_cpu_devices(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of CPU devices is a positive integer, such as request_cpu_devices(4)")
-    if platform.machine().lower() in ("x86_64", "amd64") and "xla_cpu_max_isa" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX".strip()
     wanted = max(n, jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
-    threads_before = os.environ.get("NPROC")
-    os.environ["NPROC"] = str(max(_thread_count(threads_before), 2 * wanted))  # read by XLA when its backend starts
+    before = {name: os.environ.get(name) for name in ("NPROC", "XLA_FLAGS")}  # XLA reads both when its backend starts
+    os.environ["NPROC"] = str(max(_thread_count(before["NPROC"]), 2 * wanted))
+    if platform.machine().lower() in ("x86_64", "amd64") and "xla_cpu_max_isa" not in (before["XLA_FLAGS"] or ""):
+        os.environ["XLA_FLAGS"] = f"{before['XLA_FLAGS'] or ''} --xla_cpu_max_isa=AVX".strip()
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError as late:
-        if threads_before is None:
-            del os.environ["NPROC"]
-        else:
-            os.environ["NPROC"] = threads_before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         running = len(jax.devices("cpu"))
         if running < n:
             raise RuntimeError(
