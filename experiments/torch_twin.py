@@ -4,6 +4,9 @@ The same shapes and mathematics: learned positions, pre-norm, tanh gelu, causal 
 Where eager PyTorch has a faster form than the literal one (fused attention, fused AdamW), the twin takes it.
 """
 
+# torch is not installed where lint runs: it is an extra of the bench alone
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
