@@ -7,58 +7,68 @@ every split of the line over devices can keep.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from wsejax.fabric.ring import ring_hop, ring_order
 from wsejax.fabric.shift import AXES, coordinate, hop, size
 
 
-def gather_blocks(x: Shaped[Array, "..."], axis: str) -> list[Shaped[Array, "..."]]:
-    """The dense blocks of all devices along `axis`, in mesh order, on every device.
+def _by_place(index: Int[Array, ""], cases: Sequence[Callable], *operands: Shaped[Array, "..."]) -> Any:
+    """`cases[index](*operands)`, for an index that differs from device to device.
+
+    A branch on CPU, which touches only what its case needs; elsewhere a select of all cases, for a branch there waits for the host.
+    """
+    if len(cases) == 1:
+        return cases[0](*operands)
+
+    def select(*operands):
+        return jax.tree.map(lambda *results: lax.select_n(index, *results), *(case(*operands) for case in cases))
+
+    return lax.platform_dependent(*operands, cpu=lambda *operands: lax.switch(index, cases, *operands), default=select)
+
+
+def _around(x: Shaped[Array, "..."], axis: str, assemble: Callable[[list[Shaped[Array, "..."]]], Any]) -> Any:
+    """`assemble(blocks)` of the dense blocks of all devices along `axis`, in mesh order, on every device.
 
     One turn of the folded ring: size(axis) - 1 steps of at most two hops.
     """
     n = size(axis)
-    order = ring_order(n)
-    place = jnp.asarray([order.index(i) for i in range(n)])[coordinate(axis)]
     held = [x]  # after each ring step, the block of one predecessor further back
     for _ in range(n - 1):
         held.append(ring_hop(held[-1], axis))
-    blocks = []
-    for owner in range(n):
-        age = (place - order.index(owner)) % n
-        block = held[0]
-        for turn in range(1, n):
-            block = jnp.where(age == turn, held[turn], block)
-        blocks.append(block)
-    return blocks
+    order = ring_order(n)
+    place = [order.index(i) for i in range(n)]
+
+    def at(here: int) -> Callable:
+        return lambda *held: assemble([held[(place[here] - place[owner]) % n] for owner in range(n)])
+
+    return _by_place(coordinate(axis), [at(here) for here in range(n)], *held)
+
+
+def gather_blocks(x: Shaped[Array, "..."], axis: str) -> list[Shaped[Array, "..."]]:
+    """The dense blocks of all devices along `axis`, in mesh order, on every device."""
+    return _around(x, axis, lambda blocks: blocks)
 
 
 def gather(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
     """Dense blocks of all devices along `axis`, concatenated along array dimension `dim` in mesh order, on every device."""
-    blocks = gather_blocks(x, axis)
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=dim)
+    return _around(x, axis, lambda blocks: lax.concatenate(blocks, dim))
 
 
 def exchange(x: Shaped[Array, "..."], axis: str, to: str, dim: int) -> Shaped[Array, "..."]:
     """Dimension `dim`, split over `axis`, split over the other axis `to` instead."""
     n = size(to)
     if size(axis) == n:
-        return _pick(gather_blocks(x, axis), coordinate(to))
+        return _by_place(coordinate(to), [lambda *blocks, i=i: blocks[i] for i in range(n)], *gather_blocks(x, axis))
     x = gather(x, axis, dim)
     share = x.shape[dim] // n
     return lax.dynamic_slice_in_dim(x, coordinate(to) * share, share, dim)
-
-
-def _pick(blocks: list[Shaped[Array, "..."]], index) -> Shaped[Array, "..."]:
-    out = blocks[0]
-    for i, block in enumerate(blocks[1:], 1):
-        out = jnp.where(index == i, block, out)
-    return out
 
 
 def collect(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
