@@ -124,9 +124,10 @@ def read(closed, caller: str = "unknown source") -> Graph:
 
 
 def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
-    """Products whose only use is a transpose of (A's kept, B's kept) into (B's kept, A's kept) are done as B A instead.
+    """Products whose only use is a transpose of (A's kept, B's kept) into (B's kept, A's kept) are done as B A instead, unless B is larger.
 
-    Autodiff writes a weight's gradient that way; XLA folds the transpose into one dense product, but not into a sum of panels.
+    Autodiff writes a weight's gradient that way; XLA folds the transpose into one dense product, but not into a sum of panels. Both operands
+    of such a gradient are contracted over their leading dimensions, and on CPU the first is then copied, so the smaller one goes first.
     """
     uses: dict[Value, int] = {}
     for v in [v for op in ops for v in op.ins] + outs:
@@ -140,7 +141,8 @@ def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
             (ac, bc), (ab, bb) = product.params["dimension_numbers"]
             a, b = product.ins
             kept_a, kept_b = a.ndim - len(ac), b.ndim - len(bc)
-            if not ab and tuple(op.params["permutation"]) == (*range(kept_a, kept_a + kept_b), *range(kept_a)):
+            turning = tuple(op.params["permutation"]) == (*range(kept_a, kept_a + kept_b), *range(kept_a))
+            if turning and not ab and b.size_bytes <= a.size_bytes:
                 precision = product.params.get("precision")
                 swapped = {
                     "dimension_numbers": ((bc, ac), (bb, ab)),
