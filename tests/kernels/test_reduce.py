@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
-from tests.fabric.grids import executed_byte_hops, on_layouts
-from wsejax.kernels.reduce import reduce_tiles, tree_reduce
+from tests.fabric.grids import executed_byte_hops, mesh_of, on_layouts
+from wsejax import fabric
+from wsejax.kernels.reduce import combine, partial_reduce, tree_reduce
 from wsejax.kernels.relayout import gather_byte_hops
 
 TILES = {"y": 4, "x": 2}
@@ -26,6 +28,10 @@ def numbers(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 def add_tree(x, dims):
     return tree_reduce(x, dims, jnp.add)
+
+
+def reduce_tiles(*args):
+    return combine([partial_reduce(*args)])[0]
 
 
 @pytest.mark.parametrize("layout", [("y", "x", None), ("x", None, "y"), (None, "x", None), ("y", None, None)], ids=str)
@@ -98,3 +104,36 @@ def test_the_partial_results_move_as_an_all_gather_round_each_line(devices, layo
     block_bytes = 8 // (tiles[layout[1]] if layout[1] else 1) * 4
     want = gather_byte_hops(block_bytes, tiles[layout[0]], other[layout[0]]) if layout[0] else 0
     assert executed_byte_hops(fun, devices, np.zeros((8, 8), np.float32)) == want
+
+
+def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
+    """Sums and maxima along either line or both, of several shapes and dtypes; on one device no message is needed."""
+    x, y = numbers(3), numbers(4, (8, 4))
+    z = np.random.default_rng(5).integers(-9, 9, (4, 8)).astype(np.int32)
+    cases = [  # operand, its layout, dimensions, local reduction, op, layout of the result
+        (x, ("y", "x", None), (1,), add_tree, jnp.add, ("y", None)),
+        (x, ("y", "x", None), (0, 1), add_tree, jnp.add, (None,)),
+        (y, ("x", "y"), (0, 1), add_tree, jnp.add, ()),
+        (y, ("y", "x"), (1,), lambda b, d: jnp.max(b, d), jnp.maximum, ("y",)),
+        (y, (None, "x"), (0, 1), lambda b, d: jnp.max(b, d), jnp.maximum, ()),
+        (z, ("y", "x"), (1,), lambda b, d: jnp.sum(b, d), jnp.add, ("y",)),
+    ]
+    layouts, outs = [case[1] for case in cases], [case[5] for case in cases]
+
+    def together(*blocks):
+        return combine([partial_reduce(b, lay, dims, f, op, TILES) for b, (_, lay, dims, f, op, _) in zip(blocks, cases, strict=True)])
+
+    fun = jax.jit(fabric.on_mesh(together, mesh_of(device_grid), tuple(P(*lay) for lay in layouts), [P(*lay) for lay in outs]))
+    got = fun(*(case[0] for case in cases))
+    for result, (operand, layout, dims, local, op, out) in zip(got, cases, strict=True):
+        alone = on_layouts(lambda v: reduce_tiles(v, layout, dims, local, op, TILES), device_grid, [layout], out)(operand)  # noqa: B023
+        assert result.dtype == operand.dtype
+        np.testing.assert_array_equal(result, alone)
+
+
+def test_reductions_that_go_the_same_way_send_one_message():
+    def fun(x):
+        return combine([partial_reduce(v, ("y", None), (0,), add_tree, jnp.add, {"y": 2, "x": 1}) for v in (x, x * x, x[:, :2])])
+
+    placed = fabric.on_mesh(fun, mesh_of((2, 1)), (P("y"),), [P(), P(), P()])
+    assert str(jax.make_jaxpr(placed)(numbers(6, (8, 6)))).count("ppermute[") == 1

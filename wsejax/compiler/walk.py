@@ -14,6 +14,7 @@ from typing import Any
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
+from wsejax.kernels.reduce import Partial, combine
 from wsejax.kernels.relayout import Layout, byte_hops, relayout, steps
 
 
@@ -21,13 +22,15 @@ from wsejax.kernels.relayout import Layout, byte_hops, relayout, steps
 class Step:
     """How one op is done: operands in layouts `ins`, `run` on their blocks, results in layouts `outs`.
 
-    `calls` is what it does on the fabric (nothing for local work).
+    `calls` is what it does on the fabric (nothing for local work). With `waits`, `run` gives each result as a `Partial` reduction,
+    which is combined with those of the other reductions of its wave.
     """
 
     ins: Sequence[Layout]
     outs: Sequence[Layout]
     run: Callable[..., Sequence[Any]]
     calls: Sequence[Call] = ()
+    waits: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +88,17 @@ class Move:
     dst: Layout
 
 
+Planned = tuple[Op, Step, list[Layout]]  # with the layouts the results are kept in
+
+
 @dataclasses.dataclass
 class Plan:
-    """Steps of a graph in order, with the layouts of its inputs and results."""
+    """Steps of a graph in waves, with the layouts of its inputs and results. A wave ends with one message of all its reductions."""
 
     graph: Graph
     ins: list[Layout]
     outs: list[Layout]
-    steps: list[tuple[Op, Step, list[Layout]]]  # with the layouts the results are kept in
+    waves: list[list[Planned]]
     have: dict[Value, Layout]
     calls: list[Call]
     local_ops: int
@@ -111,7 +117,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     have: dict[Value, Layout] = {v: ctx.layouts[v] for v in graph.ins}
     moved: set[tuple[int, Layout]] = set()
     calls: list[Call] = []
-    done: list[tuple[Op, Step, list[Layout]]] = []
+    done: list[Planned] = []
     local = 0
 
     def record_move(value: Value, src: Layout, dst: Layout, source: str) -> None:
@@ -135,7 +141,27 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     final = [have.get(v, whole(v)) for v in graph.outs] if outs is None else list(outs)
     for value, want in zip(graph.outs, final, strict=True):
         record_move(value, have.get(value, whole(value)), want, "result of the function")
-    return Plan(graph, [have[v] for v in graph.ins], final, done, have, calls, local)
+    return Plan(graph, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
+
+
+def _waves(steps: list[Planned]) -> list[list[Planned]]:
+    """Every step as early as its operands allow, if reductions started in one wave are known only in the next."""
+    waves = []
+    while steps:
+        waiting: set[Value] = set()
+        now, later = [], []
+        for planned in steps:
+            op, step, _ = planned
+            if any(v in waiting for v in op.ins):
+                later.append(planned)
+                waiting.update(op.outs)
+            else:
+                now.append(planned)
+                if step.waits:
+                    waiting.update(op.outs)
+        waves.append(now)
+        steps = later
+    return waves
 
 
 def _step(op: Op, ctx: Context) -> Step:
@@ -164,11 +190,22 @@ def run(plan: Plan, *blocks) -> list[Any]:
                 env[value, want] = relayout(env[value, src], src, want)
         return env[value, want]
 
-    for op, step, keep in plan.steps:
-        results = step.run(*[get(v, want) for v, want in zip(op.ins, step.ins, strict=True)])
+    def put(op: Op, step: Step, keep: list[Layout], results: Sequence[Any]) -> None:
         for value, got, chosen, result in zip(op.outs, step.outs, keep, results, strict=True):
             env[value, got] = result
             env[value, chosen] = relayout(result, got, chosen)
+
+    for wave in plan.waves:
+        partials: list[tuple[Planned, Partial]] = []
+        for planned in wave:
+            op, step, _ = planned
+            results = step.run(*[get(v, want) for v, want in zip(op.ins, step.ins, strict=True)])
+            if step.waits:
+                partials.append((planned, results[0]))
+            else:
+                put(*planned, results)
+        for (planned, _), result in zip(partials, combine([p for _, p in partials]), strict=True):
+            put(*planned, [result])
     return [get(v, want) for v, want in zip(plan.graph.outs, plan.outs, strict=True)]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -40,18 +43,25 @@ def tree_reduce(
     return lax.squeeze(x, dims)
 
 
-def reduce_tiles(
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """Partial results, one a tile, not yet combined: `lines` are (mesh axis, dimension of `x` with the tiles along it), in the order of
+    the dimensions, `op` what combines two of them."""
+
+    x: Shaped[Array, "..."]
+    lines: tuple[tuple[str, int], ...]
+    op: Callable[[Array, Array], Array]
+
+
+def partial_reduce(
     x: Shaped[Array, "..."],
     layout: Layout,
     dims: tuple[int, ...],
     local: Callable[[Array, tuple[int, ...]], Array],
     op: Callable[[Array, Array], Array],
     tiles: Mapping[str, int],
-) -> Shaped[Array, "..."]:
-    """Reduce `dims` of an array laid out by `layout`; the result is replicated along the axes that split them.
-
-    The bits depend on `tiles` only: a tile's partial result comes from `local` on the tile's own elements, partials are combined by
-    `op` in tile order along each axis.
+) -> Partial:
+    """Each tile's own part of reducing `dims` of an array laid out by `layout`; `combine` does the rest.
 
     Args:
       x: this device's block.
@@ -63,7 +73,7 @@ def reduce_tiles(
     """
     split: list[int] = []  # shape with every split dimension as (tiles, rest)
     drop: list[int] = []  # of the split shape, what each tile reduces by itself
-    lines: list[tuple[str, int]] = []  # (axis, dimension of the partial results)
+    lines: list[tuple[str, int]] = []
     kept = 0
     for d, n in enumerate(x.shape):
         axis = layout[d]
@@ -80,7 +90,34 @@ def reduce_tiles(
             else:
                 kept += 1
     # XLA must not rewrite across the place where partial results travel, even if on this mesh they need not
-    partial = lax.optimization_barrier(local(x.reshape(split), tuple(drop)))
-    for axis, dim in reversed(lines):  # later dimensions first, so that the earlier ones keep their place
-        partial = fabric.in_order(fabric.gather(partial, axis, dim), dim, op)
-    return partial
+    return Partial(lax.optimization_barrier(local(x.reshape(split), tuple(drop))), tuple(lines), op)
+
+
+def combine(partials: Sequence[Partial]) -> list[Shaped[Array, "..."]]:
+    """The results of some reductions, replicated along the axes that split them. Those that go the same way travel as one message.
+
+    The bits depend on the tile grid only: partial results are combined in tile order along each axis, whoever travels with them.
+    """
+    now = list(partials)
+    while any(p.lines for p in now):
+        ways: dict[tuple, list[int]] = {}
+        for i, p in enumerate(now):
+            if p.lines:  # later dimensions first, so that the earlier ones keep their place
+                ways.setdefault((p.lines[-1][0], p.op, p.x.dtype), []).append(i)
+        for (axis, op, _), indices in ways.items():
+            together = [indices] if fabric.size(axis) > 1 else [[i] for i in indices]
+            for group in together:
+                for i, x in zip(group, _combine_line([now[i] for i in group], axis, op), strict=True):
+                    now[i] = Partial(x, now[i].lines[:-1], op)
+    return [p.x for p in now]
+
+
+def _combine_line(partials: list[Partial], axis: str, op: Callable[[Array, Array], Array]) -> list[Shaped[Array, "..."]]:
+    if len(partials) == 1:
+        dim = partials[0].lines[-1][1]
+        return [fabric.in_order(fabric.gather(partials[0].x, axis, dim), dim, op)]
+    rows = [jnp.moveaxis(p.x, p.lines[-1][1], 0) for p in partials]
+    message = jnp.concatenate([row.reshape(row.shape[0], -1) for row in rows], axis=1)
+    total = fabric.in_order(fabric.gather(message, axis, 0), 0, op)
+    ends = list(itertools.accumulate(math.prod(row.shape[1:]) for row in rows))
+    return [part.reshape(row.shape[1:]) for part, row in zip(jnp.split(total, ends[:-1]), rows, strict=True)]

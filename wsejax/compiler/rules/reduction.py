@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from wsejax.compiler.dims import kept
 from wsejax.compiler.ir import Op, itemsize_bytes
 from wsejax.compiler.walk import Context, Step, rule, tile_count
-from wsejax.kernels.reduce import reduce_tiles, tree_reduce
+from wsejax.kernels.reduce import partial_reduce, tree_reduce
 from wsejax.kernels.relayout import gather_byte_hops
 
 COMBINE = {
@@ -42,7 +42,7 @@ def reduction(op: Op, ctx: Context) -> Step:
         hops += gather_byte_hops(block_bytes, ctx.tiles[axis], grid // ctx.tiles[axis])
     flops = x.size_bytes // itemsize_bytes(x.dtype)
     call = ctx.call("kernel", op.name, op, [lay], [outs], byte_hops=hops, flops=flops)
-    return Step([lay], [outs], lambda x: [reduce_tiles(x, lay, axes, local, COMBINE[op.name], ctx.tiles)], [call])
+    return Step([lay], [outs], lambda x: [partial_reduce(x, lay, axes, local, COMBINE[op.name], ctx.tiles)], [call], waits=True)
 
 
 @rule("argmax", "argmin")
