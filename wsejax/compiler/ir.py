@@ -126,8 +126,8 @@ def read(closed, caller: str = "unknown source") -> Graph:
 def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
     """Products whose only use is a transpose of (A's kept, B's kept) into (B's kept, A's kept) are done as B A instead, unless B is larger.
 
-    Autodiff writes a weight's gradient that way; XLA folds the transpose into one dense product, but not into a sum of panels. Both
-    operands of such a gradient are contracted over their leading dimensions, and on CPU the first is then copied: the smaller goes first.
+    Autodiff writes a weight's gradient that way, contracted over the leading dimensions of both operands. Turned, its result needs no
+    transpose; but on CPU the first operand is copied, so the smaller one goes first.
     """
     uses: dict[Value, int] = {}
     for v in [v for op in ops for v in op.ins] + outs:

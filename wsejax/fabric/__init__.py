@@ -7,7 +7,6 @@ from wsejax.fabric.collectives import (
     collect,
     exchange,
     gather,
-    gather_blocks,
     in_order,
     reduce,
 )
@@ -15,6 +14,6 @@ from wsejax.fabric.ring import ring_order, ring_shift
 from wsejax.fabric.shift import AXES, DIRECTIONS, coordinate, hop, on_mesh, shift, size
 
 __all__ = [
-    "AXES", "DIRECTIONS", "all_gather", "all_reduce", "broadcast", "collect", "coordinate", "exchange", "gather", "gather_blocks",
+    "AXES", "DIRECTIONS", "all_gather", "all_reduce", "broadcast", "collect", "coordinate", "exchange", "gather",
     "hop", "in_order", "on_mesh", "reduce", "ring_order", "ring_shift", "shift", "size",
 ]  # fmt: skip

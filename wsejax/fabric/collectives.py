@@ -51,11 +51,6 @@ def _around(x: Shaped[Array, "..."], axis: str, assemble: Callable[[list[Shaped[
     return _by_place(coordinate(axis), [at(here) for here in range(n)], *held)
 
 
-def gather_blocks(x: Shaped[Array, "..."], axis: str) -> list[Shaped[Array, "..."]]:
-    """The dense blocks of all devices along `axis`, in mesh order, on every device."""
-    return _around(x, axis, lambda blocks: blocks)
-
-
 def gather(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."]:
     """Dense blocks of all devices along `axis`, concatenated along array dimension `dim` in mesh order, on every device."""
     return _around(x, axis, lambda blocks: lax.concatenate(blocks, dim))
@@ -65,7 +60,7 @@ def exchange(x: Shaped[Array, "..."], axis: str, to: str, dim: int) -> Shaped[Ar
     """Dimension `dim`, split over `axis`, split over the other axis `to` instead."""
     n = size(to)
     if size(axis) == n:
-        return _by_place(coordinate(to), [lambda *blocks, i=i: blocks[i] for i in range(n)], *gather_blocks(x, axis))
+        return _by_place(coordinate(to), [lambda *blocks, i=i: blocks[i] for i in range(n)], *_around(x, axis, list))
     x = gather(x, axis, dim)
     share = x.shape[dim] // n
     return lax.dynamic_slice_in_dim(x, coordinate(to) * share, share, dim)

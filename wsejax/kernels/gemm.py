@@ -1,68 +1,39 @@
 """SUMMA matrix product in tile order (van de Geijn and Watts 1997, "SUMMA: Scalable universal matrix multiplication algorithm").
 
-The output stays where it is and the operands' panels travel to it: A along the rows of the mesh, B along the columns. Every output
-element is summed on one device, panel after panel in the order of the tiles that hold the contracted dimension, so its bits depend on
-the tile grid alone. A panel's step over a device's whole block is one dense rank-k update. The transposed forms (A B^T, A^T B) differ
-only in the way the panels take, which `relayout` finds.
+The output stays where it is and the operands' panels travel to it: A along the rows of the mesh, B along the columns. In SUMMA every
+panel is a rank-k update of the output in place, in the order of the tiles that hold the contracted dimension: each output element
+adds up its terms front to back, on one device. A row of such updates is one dense product over the whole contracted dimension, and
+is done as that: the same sum, at the speed of the host's own product. The transposed forms (A B^T, A^T B) differ only in the way
+the panels take, which `relayout` finds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from wsejax import fabric
 from wsejax.kernels.relayout import Layout, relayout
 
 DotDims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 # On CPU the library behind XLA's products sums in an order that depends on the shape of the whole block, except (measured over random
 # float32 shapes; tests/kernels holds it) where A has at least 64 rows, B a multiple of 64 columns, and A's contracted dimension is its last
-# or at most 128 long.
+# or at most 128 long. It is then a chain of fused multiply-adds up to 512 terms; longer ones are cut by their length alone.
 ROWS, COLS, DEPTH = 64, 64, 128
 
 
-def panel_dot(
-    a: Sequence[Shaped[Array, "..."]],
-    b: Sequence[Shaped[Array, "..."]],
-    dimension_numbers: DotDims,
-    panels: int = 1,
-    pair: int = 0,
-    steady: bool = False,
-    preferred_element_type=None,
-    precision=None,
+def steady_dot(
+    a: Shaped[Array, "..."], b: Shaped[Array, "..."], dimension_numbers: DotDims, precision=None, preferred_element_type=None
 ) -> Shaped[Array, "..."]:
-    """`lax.dot_general`, summed over `panels` equal parts of contracted pair `pair`, first to last.
+    """`lax.dot_general` in which an output element's bits do not depend on the size of the block it is computed in.
 
-    Args:
-      a, b: each operand as consecutive parts along its dimension of pair `pair`; their numbers divide `panels`.
-      dimension_numbers: as in `lax.dot_general`.
-      steady: an output element's bits do not depend on the size of the block it is computed in: small operands are padded with zero
-        rows or columns, and a transposed A is copied.
+    Small operands are padded with zero rows or columns, and a transposed A is copied. Products with batch dimensions are as XLA does them.
     """
-    (ac, bc), (ab, _) = dimension_numbers
-
-    def part(parts, dim: int, i: int):
-        x = parts[i * len(parts) // panels]
-        cuts = panels // len(parts)
-        k = x.shape[dim] // cuts
-        return lax.slice_in_dim(x, i % cuts * k, (i % cuts + 1) * k, axis=dim) if cuts > 1 else x
-
-    dot = _steady_dot if steady and not ab else lax.dot_general
-    total = None
-    for i in range(panels):
-        xs = (part(a, ac[pair], i), part(b, bc[pair], i)) if ac else (a[0], b[0])
-        c = dot(*xs, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
-        total = c if total is None else total + c
-    assert total is not None
-    return total
-
-
-def _steady_dot(a, b, dimension_numbers: DotDims, precision, preferred_element_type):
+    if dimension_numbers[1][0]:
+        return lax.dot_general(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
     (ac, bc), _ = dimension_numbers
     free_a = [d for d in range(a.ndim) if d not in ac]
     free_b = [d for d in range(b.ndim) if d not in bc]
@@ -114,8 +85,6 @@ def summa(
     b: Shaped[Array, "..."],
     dimension_numbers: DotDims,
     moves: tuple[tuple[Layout, Layout], tuple[Layout, Layout]],
-    panels: int,
-    pair: int = 0,
     steady: bool = True,
     preferred_element_type=None,
     precision=None,
@@ -126,19 +95,10 @@ def summa(
       a, b: this device's blocks.
       dimension_numbers: as in `lax.dot_general`.
       moves: for each operand its layout, and the layout in which its panels meet the output (contracted dimensions whole).
-      panels: parts of the contracted dimension: the tiles that hold it.
-      pair: which contracted pair the panels split.
-      steady: keep the bits independent of the device mesh (`panel_dot`).
+      steady: keep the bits independent of the device mesh (`steady_dot`).
     """
-    (ac, bc), _ = dimension_numbers
-    parts: list[list[Array]] = []
-    for x, (src, dst), dims in ((a, moves[0], ac), (b, moves[1], bc)):
-        split = src[dims[pair]] if dims else None
-        if split is not None and split not in dst:  # the contracted dimension's blocks go round as they are
-            x = relayout(x, src, tuple(split if d == dims[pair] else axis for d, axis in enumerate(dst)))
-            parts.append(fabric.gather_blocks(x, split))
-        else:
-            parts.append([relayout(x, src, dst)])
+    panels = [relayout(x, src, dst) for x, (src, dst) in zip((a, b), moves, strict=True)]
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
-        parts = lax.optimization_barrier(parts)
-    return panel_dot(parts[0], parts[1], dimension_numbers, panels, pair, steady, preferred_element_type, precision)
+        panels = lax.optimization_barrier(panels)
+    dot = steady_dot if steady else lax.dot_general
+    return dot(*panels, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)

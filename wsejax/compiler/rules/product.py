@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from wsejax.compiler.ir import Op, itemsize_bytes
 from wsejax.compiler.program import dot_flops
 from wsejax.compiler.walk import Context, Step, rule
@@ -19,27 +17,16 @@ def dot_general(op: Op, ctx: Context) -> Step:
     la, lb = ctx.layouts[a], ctx.layouts[b]
     want_a = _meeting(a.ndim, ab, ac, out, 0)
     want_b = _meeting(b.ndim, bb, bc, out, a.ndim - len(ab) - len(ac))
-    pair, panels = 0, 1
-    for q, (i, j) in enumerate(zip(ac, bc, strict=True)):
-        axes = {axis for axis in (la[i], lb[j]) if axis}
-        if axes:
-            pair, panels = q, math.lcm(*(ctx.tiles[axis] for axis in axes))
-            break
     moves = ((la, want_a), (lb, want_b))
     hops = sum(byte_hops(v.shape, itemsize_bytes(v.dtype), *move, ctx.tiles) for v, move in zip(op.ins, moves, strict=True))
 
     def run(x, y):
         keep = {k: op.params[k] for k in ("preferred_element_type", "precision")}
-        return [summa(x, y, op.params["dimension_numbers"], moves, panels, pair, ctx.steady and any(out), **keep)]
+        return [summa(x, y, op.params["dimension_numbers"], moves, ctx.steady and any(out), **keep)]
 
-    local = hops == 0 and panels == 1
     flops = dot_flops(a, b, op.outs[0], ac)
-    return Step(
-        [la, lb],
-        [out],
-        run,
-        [] if local else [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)],
-    )
+    calls = [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)] if hops else []
+    return Step([la, lb], [out], run, calls)
 
 
 def _meeting(ndim: int, batch, contracted, out: Layout, skip: int) -> Layout:
