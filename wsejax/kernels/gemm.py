@@ -97,8 +97,8 @@ def summa(
       moves: for each operand its layout, and the layout in which its panels meet the output (contracted dimensions whole).
       steady: keep the bits independent of the device mesh (`steady_dot`).
     """
-    panels = [relayout(x, src, dst) for x, (src, dst) in zip((a, b), moves, strict=True)]
+    a, b = relayout(a, *moves[0]), relayout(b, *moves[1])
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
-        panels = lax.optimization_barrier(panels)
+        a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
-    return dot(*panels, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+    return dot(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
