@@ -101,4 +101,5 @@ def summa(
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
-    return dot(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+    c = dot(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+    return lax.optimization_barrier(c) if steady else c
