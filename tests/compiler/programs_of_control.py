@@ -133,7 +133,7 @@ def maps(x, v):
 
 @program(floats(6, 8, 8))
 def scan_of_scans(x):
-    inner = lambda c, row: (c + row, c @ row)  # noqa: E731
+    inner = lambda c, row: (c + row, c @ row)
     return lax.scan(lambda c, m: lax.scan(inner, c, m), jnp.zeros(8), x)
 
 
@@ -171,7 +171,7 @@ def gradient_of_scan_with_remat(weights, x):
 
 @program(X, Y)
 def forward_and_second_derivatives(x, t):
-    f = lambda x: jnp.sum(jnp.sin(x) * x)  # noqa: E731
+    f = lambda x: jnp.sum(jnp.sin(x) * x)
     return jax.jvp(f, (x,), (t,)), jax.jvp(jax.grad(f), (x,), (t,))
 
 
@@ -193,7 +193,7 @@ softplus.defjvp(lambda primals, tangents: (softplus(primals[0]), jax.nn.sigmoid(
 
 @program(X)
 def custom_derivatives(x):
-    f = lambda x: (clipped(x) * softplus(x)).sum()  # noqa: E731
+    f = lambda x: (clipped(x) * softplus(x)).sum()
     return f(x), jax.grad(f)(x), clipped(x)
 
 
@@ -260,7 +260,7 @@ def iota_in_half_precision(x):
 
 @program(X, ints(8, 4))
 def named_values_and_subtraction(x, ids):
-    named = lambda x: checkpoint_name(jnp.sin(x), "s").sum()  # noqa: E731
+    named = lambda x: checkpoint_name(jnp.sin(x), "s").sum()
     policy = jax.checkpoint_policies.save_only_these_names("s")
     return jax.grad(jax.checkpoint(named, policy=policy))(x), x.at[ids].subtract(1.0)
 

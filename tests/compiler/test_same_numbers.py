@@ -17,7 +17,7 @@ SPEC = wse.WSE3.scaled(16, 16)
 
 def leaves(tree: Any) -> list[np.ndarray]:
     """Arrays of a result on the host; a key as its numbers."""
-    keys = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    keys = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(x) if keys(x) else x) for x in map(jnp.asarray, jax.tree.leaves(tree))]
 
 

@@ -50,7 +50,7 @@ def operands(form: Form, m: int, k: int, n: int, dtype=np.float32) -> list[np.nd
 def product(form: Form, devices, **options):
     """The compiled product of two arrays laid out (y, x), its result too."""
     moves = ((("y", "x"), form.meet_a), (("y", "x"), form.meet_b))
-    fun = lambda a, b: summa(a, b, form.numbers, moves, **options)  # noqa: E731
+    fun = lambda a, b: summa(a, b, form.numbers, moves, **options)
     return on_layouts(fun, devices, [("y", "x"), ("y", "x")], ("y", "x"))
 
 
@@ -104,7 +104,7 @@ def test_half_precision_may_sum_in_single(device_grid):
 def test_the_backward_pass_through_jax_equals_the_plain_one(device_grid, form):
     a, b = operands(form, 12, 20, 8)
     ct = np.random.default_rng(1).standard_normal((12, 8)).astype(np.float32)
-    plain = lambda a, b: jnp.einsum(form.einsum, a, b, precision="highest")  # noqa: E731
+    plain = lambda a, b: jnp.einsum(form.einsum, a, b, precision="highest")
     out, back = jax.vjp(product(form, device_grid), a, b)
     want, want_back = jax.vjp(plain, a, b)
     for got, expected in zip([out, *back(ct)], [want, *want_back(ct)], strict=True):

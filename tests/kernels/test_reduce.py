@@ -125,10 +125,13 @@ def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
 
     fun = jax.jit(fabric.on_mesh(together, mesh_of(device_grid), tuple(P(*lay) for lay in layouts), [P(*lay) for lay in outs]))
     got = fun(*(case[0] for case in cases))
-    for result, (operand, layout, dims, local, op, out) in zip(got, cases, strict=True):
-        alone = on_layouts(lambda v: reduce_tiles(v, layout, dims, local, op, TILES), device_grid, [layout], out)(operand)  # noqa: B023
-        assert result.dtype == operand.dtype
-        np.testing.assert_array_equal(result, alone)
+
+    def alone(operand, layout, dims, local, op, out):
+        return on_layouts(lambda v: reduce_tiles(v, layout, dims, local, op, TILES), device_grid, [layout], out)(operand)
+
+    for result, case in zip(got, cases, strict=True):
+        assert result.dtype == case[0].dtype
+        np.testing.assert_array_equal(result, alone(*case))
 
 
 def test_reductions_that_go_the_same_way_send_one_message():

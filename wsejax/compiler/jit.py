@@ -214,7 +214,7 @@ class Lowered:
     @functools.cached_property
     def _jitted(self):
         mesh = self.wafer.mesh
-        specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)  # noqa: E731
+        specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
         body = fabric.on_mesh(lambda *blocks: tuple(walk.run(self.plan, *blocks)), mesh, specs(self.plan.ins), specs(self.plan.outs))
         return jax.jit(body, in_shardings=tuple(self._flat_in_shardings), donate_argnums=self._given_away)
 

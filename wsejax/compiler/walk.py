@@ -22,8 +22,8 @@ from wsejax.kernels.relayout import Layout, byte_hops, relayout, steps
 class Step:
     """How one op is done: operands in layouts `ins`, `run` on their blocks, results in layouts `outs`.
 
-    `calls` is what it does on the fabric (nothing for local work). With `waits`, `run` gives each result as a `Partial` reduction,
-    which is combined with those of the other reductions of its wave.
+    `calls` is what it does on the fabric (nothing for local work). With `waits`, `run` gives its one result as a `Partial`
+    reduction, which is combined with the others of its wave.
     """
 
     ins: Sequence[Layout]
@@ -81,19 +81,12 @@ def rule(*names: str):
     return register
 
 
-@dataclasses.dataclass
-class Move:
-    value: Value
-    src: Layout
-    dst: Layout
-
-
 Planned = tuple[Op, Step, list[Layout]]  # with the layouts the results are kept in
 
 
 @dataclasses.dataclass
 class Plan:
-    """Steps of a graph in waves, with the layouts of its inputs and results. A wave ends with one message of all its reductions."""
+    """Steps of a graph in waves, with the layouts of its inputs and results. A wave ends by combining its reductions."""
 
     graph: Graph
     ins: list[Layout]

@@ -102,4 +102,5 @@ def summa(
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
     c = dot(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+    # nor may it fold a transpose of the result into the product: the operands would change roles, and with them the block's bits
     return lax.optimization_barrier(c) if steady else c

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -100,21 +101,20 @@ def combine(partials: Sequence[Partial]) -> list[Shaped[Array, "..."]]:
     """
     now = list(partials)
     while any(p.lines for p in now):
-        ways: dict[tuple, list[int]] = {}
+        ways: dict[Any, list[int]] = {}
         for i, p in enumerate(now):
             if p.lines:  # later dimensions first, so that the earlier ones keep their place
-                ways.setdefault((p.lines[-1][0], p.op, p.x.dtype), []).append(i)
-        for (axis, op, _), indices in ways.items():
-            together = [indices] if fabric.size(axis) > 1 else [[i] for i in indices]
-            for group in together:
-                for i, x in zip(group, _combine_line([now[i] for i in group], axis, op), strict=True):
-                    now[i] = Partial(x, now[i].lines[:-1], op)
+                axis = p.lines[-1][0]
+                ways.setdefault((axis, p.op, p.x.dtype) if fabric.size(axis) > 1 else i, []).append(i)  # one device sends no message
+        for indices in ways.values():
+            for i, x in zip(indices, _combine_last_line([now[i] for i in indices]), strict=True):
+                now[i] = dataclasses.replace(now[i], x=x, lines=now[i].lines[:-1])
     return [p.x for p in now]
 
 
-def _combine_line(partials: list[Partial], axis: str, op: Callable[[Array, Array], Array]) -> list[Shaped[Array, "..."]]:
+def _combine_last_line(partials: list[Partial]) -> list[Shaped[Array, "..."]]:
+    (axis, dim), op = partials[0].lines[-1], partials[0].op
     if len(partials) == 1:
-        dim = partials[0].lines[-1][1]
         return [fabric.in_order(fabric.gather(partials[0].x, axis, dim), dim, op)]
     rows = [jnp.moveaxis(p.x, p.lines[-1][1], 0) for p in partials]
     message = jnp.concatenate([row.reshape(row.shape[0], -1) for row in rows], axis=1)

@@ -17,7 +17,7 @@ def scan(op: Op, ctx: Context) -> Step:
     inner = [ctx.layouts[v] for v in body.ins]
     outs = [*inner[consts : consts + carry], *(ctx.layouts[v] for v in body.outs[carry:])]
     plan = ctx.plan(body, outs)
-    lead = lambda lay: (None, *lay)  # noqa: E731
+    lead = lambda lay: (None, *lay)
     ins = [*inner[: consts + carry], *map(lead, inner[consts + carry :])]
 
     def run(*xs):

@@ -101,7 +101,7 @@ def gather(op: Op, ctx: Context) -> Step:
     def run(x, i):
         local, here = _shifted(i, rows, axis, clip)
         got = op.bind(x, jnp.where(here, local, 0), slice_sizes=tuple(sizes), mode=GatherScatterMode.PROMISE_IN_BOUNDS)[0]
-        expand = lambda flags: jnp.expand_dims(flags[..., 0], tuple(d.offsets))  # noqa: E731
+        expand = lambda flags: jnp.expand_dims(flags[..., 0], tuple(d.offsets))
         got = merge_rows(got, expand(here), axis, spread)
         if mode == GatherScatterMode.FILL_OR_DROP:
             inside = expand((i >= 0) & (i < rows))
