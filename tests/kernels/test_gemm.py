@@ -15,8 +15,8 @@ from tests.fabric.grids import on_layouts
 from wsejax.kernels.gemm import DotDims, steady_dot, summa
 from wsejax.kernels.relayout import Layout
 
-TILES = 4  # along each axis
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
+TILES = {"y": 4, "x": 4}  # whatever divides the sizes: nothing here is padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ def operands(form: Form, m: int, k: int, n: int, dtype=np.float32) -> list[np.nd
 def product(form: Form, devices, **options):
     """The compiled product of two arrays laid out (y, x), its result too."""
     moves = ((("y", "x"), form.meet_a), (("y", "x"), form.meet_b))
-    fun = lambda a, b: summa(a, b, form.numbers, moves, **options)
+    whole = lambda block: tuple(n * count for n, count in zip(block.shape, devices, strict=True))
+    fun = lambda a, b: summa(a, b, form.numbers, moves, [whole(a), whole(b)], TILES, **options)
     return on_layouts(fun, devices, [("y", "x"), ("y", "x")], ("y", "x"))
 
 
@@ -120,7 +121,7 @@ def test_batched_products_equal_numpy_on_every_device_mesh(batch_axis):
     la, lb = (batch_axis, rows, None), (batch_axis, None, None)
     results = []
     for devices in GRIDS:
-        fun = on_layouts(lambda a, b: summa(a, b, numbers, ((la, la), (lb, lb))), devices, [la, lb], la)
+        fun = on_layouts(lambda a, b: summa(a, b, numbers, ((la, la), (lb, lb)), [a.shape, b.shape], TILES), devices, [la, lb], la)
         results.append(np.asarray(fun(a, b)))
     np.testing.assert_allclose(results[0], a @ b, rtol=1e-5, atol=1e-5)
     for devices, got in zip(GRIDS, results, strict=True):

@@ -30,8 +30,9 @@ def add_tree(x, dims):
     return tree_reduce(x, dims, jnp.add)
 
 
-def reduce_tiles(*args):
-    return combine([partial_reduce(*args)])[0]
+def reduce_tiles(x, layout, dims, local, op, tiles, shape=SHAPE, **options):
+    neutral = jnp.asarray({jnp.add: 0, jnp.maximum: -np.inf, jnp.minimum: np.inf}[op], x.dtype)
+    return combine([partial_reduce(x, layout, dims, local, op, neutral, shape, tiles)], **options)[0]
 
 
 @pytest.mark.parametrize("layout", [("y", "x", None), ("x", None, "y"), (None, "x", None), ("y", None, None)], ids=str)
@@ -100,7 +101,7 @@ def test_tree_reduce_of_integers_is_exact(shape, data):
 def test_the_partial_results_move_as_an_all_gather_round_each_line(devices, layout):
     tiles = dict(zip(("y", "x"), devices, strict=True))
     other = {"y": devices[1], "x": devices[0]}
-    fun = on_layouts(lambda v: reduce_tiles(v, layout, (0,), add_tree, jnp.add, tiles), devices, [layout], (layout[1],))
+    fun = on_layouts(lambda v: reduce_tiles(v, layout, (0,), add_tree, jnp.add, tiles, (8, 8)), devices, [layout], (layout[1],))
     block_bytes = 8 // (tiles[layout[1]] if layout[1] else 1) * 4
     want = gather_byte_hops(block_bytes, tiles[layout[0]], other[layout[0]]) if layout[0] else 0
     assert executed_byte_hops(fun, devices, np.zeros((8, 8), np.float32)) == want
@@ -121,13 +122,13 @@ def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
     layouts, outs = [case[1] for case in cases], [case[5] for case in cases]
 
     def together(*blocks):
-        return combine([partial_reduce(b, lay, dims, f, op, TILES) for b, (_, lay, dims, f, op, _) in zip(blocks, cases, strict=True)])
+        return combine([partial_reduce(b, lay, dims, f, op, jnp.zeros((), b.dtype), x.shape, TILES) for b, (x, lay, dims, f, op, _) in zip(blocks, cases, strict=True)])
 
     fun = jax.jit(fabric.on_mesh(together, mesh_of(device_grid), tuple(P(*lay) for lay in layouts), [P(*lay) for lay in outs]))
     got = fun(*(case[0] for case in cases))
 
     def alone(operand, layout, dims, local, op, out):
-        return on_layouts(lambda v: reduce_tiles(v, layout, dims, local, op, TILES), device_grid, [layout], out)(operand)
+        return on_layouts(lambda v: reduce_tiles(v, layout, dims, local, op, TILES, operand.shape), device_grid, [layout], out)(operand)
 
     for result, case in zip(got, cases, strict=True):
         assert result.dtype == case[0].dtype
@@ -136,7 +137,7 @@ def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
 
 def test_reductions_that_go_the_same_way_send_one_message():
     def fun(x):
-        return combine([partial_reduce(v, ("y", None), (0,), add_tree, jnp.add, {"y": 2, "x": 1}) for v in (x, x * x, x[:, :2])])
+        return combine([partial_reduce(v, ("y", None), (0,), add_tree, jnp.add, jnp.zeros(()), (8, 6), {"y": 2, "x": 1}) for v in (x, x * x, x[:, :2])])
 
     placed = fabric.on_mesh(fun, mesh_of((2, 1)), (P("y"),), [P(), P(), P()])
     assert str(jax.make_jaxpr(placed)(numbers(6, (8, 6)))).count("ppermute[") == 1

@@ -13,6 +13,8 @@ from tests.fabric.grids import executed_byte_hops, mesh_of, on_layouts
 from wsejax import fabric
 from wsejax.kernels.relayout import Layout, byte_hops, relayout
 
+TILES = {"y": 2, "x": 2}
+
 
 def layouts(ndim: int) -> list[Layout]:
     every = itertools.product((None, "y", "x"), repeat=ndim)
@@ -29,7 +31,7 @@ def test_every_pair_of_layouts_keeps_the_content_on_every_device(devices, src):
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     targets = layouts(len(src))
     specs = tuple(PartitionSpec(*dst) for dst in targets)
-    move = fabric.on_mesh(lambda v: tuple(relayout(v, src, dst) for dst in targets), mesh_of(devices), PartitionSpec(*src), specs)
+    move = fabric.on_mesh(lambda v: tuple(relayout(v, src, dst, shape, TILES) for dst in targets), mesh_of(devices), PartitionSpec(*src), specs)
     for dst, got in zip(targets, jax.jit(move)(x), strict=True):
         assert got.shape == shape
         for shard in got.addressable_shards:  # a replicated result is looked at on each device
@@ -43,7 +45,7 @@ def test_byte_hops_are_those_of_the_executed_shifts_when_a_tile_is_a_device(devi
     tiles = dict(zip(fabric.AXES, devices, strict=True))
     moved = 0
     for src, dst in itertools.product(layouts(3), repeat=2):
-        fun = on_layouts(lambda v, src=src, dst=dst: relayout(v, src, dst), devices, [src], dst)
+        fun = on_layouts(lambda v, src=src, dst=dst: relayout(v, src, dst, shape, tiles), devices, [src], dst)
         executed = executed_byte_hops(fun, devices, x)
         assert byte_hops(shape, 2, src, dst, tiles) == executed, (src, dst)
         moved += executed

@@ -3,7 +3,8 @@
 Laws:
 * a layout depends on the tiles, never on the devices, so neither do the bits of a result;
 * values that meet element by element are laid out alike, since their dimensions are of one class;
-* a class is split only if every value in it can be: its size divides by the tiles of the axis.
+* a class is split only if every value in it can be: its size divides by the tiles of the axis, or all its values have one size, at
+  least as large as the number of tiles, and are padded. A dimension that divides goes before one that has to be padded.
 
 Choice, in program order: where a product has an argument of the program (a weight) as an operand, the weight lies (contracted/y,
 kept/x) and the other operand (kept/y, contracted/x), so that products forward and backward keep activations on (tokens/y, features/x)
@@ -56,14 +57,20 @@ class Layouts:
             out.append(axis if axis not in out else None)  # a class that a value has twice splits its first dimension
         return tuple(out)
 
-    def fits(self, dim: Dim, axis: str) -> bool:
-        """Whether the class of `dim` can be split over `axis`: sizes divide, and no value in it uses the axis already."""
+    def unpadded(self, value: Value) -> Layout:
+        """A value's layout with the dimensions whole that would have to be padded."""
+        return tuple(a if a and n % self.tiles[a] == 0 else None for a, n in zip(self[value], value.shape, strict=True))
+
+    def fits(self, dim: Dim, axis: str, padding: bool) -> bool:
+        """Whether the class of `dim` can be split over `axis`: sizes divide or, with `padding`, are all the same and large enough, and
+        no value in it uses the axis already."""
         root = self.classes.find(dim)
         if root in self.axis:
             return False
+        sizes = {value.shape[d] for value, d in self.classes.members(root)}
+        if any(n % self.tiles[axis] for n in sizes) and not (padding and len(sizes) == 1 and min(sizes) >= self.tiles[axis]):
+            return False
         for value, d in self.classes.members(root):
-            if value.shape[d] % self.tiles[axis]:
-                return False
             for other in range(value.ndim):
                 if other != d and self.of((value, other)) == axis:
                     return False
@@ -73,20 +80,21 @@ class Layouts:
         """Split the class of `dim` over the first of `axes` that fits; whether it is split now."""
         if self.of(dim) is not None:
             return True
-        for axis in axes:
-            if self.fits(dim, axis):
-                root = self.classes.find(dim)
-                self.axis[root], self.why[root] = axis, why
-                return True
-        return False
+        return any(self._put(dim, axis, why, padding) for padding in (False, True) for axis in axes)
+
+    def _put(self, dim: Dim, axis: str, why: str, padding: bool) -> bool:
+        if not self.fits(dim, axis, padding):
+            return False
+        root = self.classes.find(dim)
+        self.axis[root], self.why[root] = axis, why
+        return True
 
     def put_first(self, value: Value, dims: Sequence[int], axes: str, why: str) -> None:
         """Split the first of `dims` that can be, unless one of them is split over one of `axes` already."""
         if any(self.of((value, d)) in tuple(axes) for d in dims):
             return
-        for d in dims:
-            if self.of((value, d)) is None and value.shape[d] > 1 and self.put((value, d), axes, why):
-                return
+        free = [d for d in dims if self.of((value, d)) is None and value.shape[d] > 1]
+        any(self._put((value, d), axis, why, padding) for padding in (False, True) for d in free for axis in axes)
 
 
 def choose(graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, Value]] = ()) -> Layouts:

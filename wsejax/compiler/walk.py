@@ -15,7 +15,7 @@ from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_by
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
 from wsejax.kernels.reduce import Partial, combine
-from wsejax.kernels.relayout import Layout, byte_hops, relayout, steps
+from wsejax.kernels.relayout import Layout, block_shape, byte_hops, relayout, steps
 
 
 @dataclasses.dataclass
@@ -49,7 +49,11 @@ class Context:
 
     def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
         """Shape of a device's block."""
-        return tuple(n // self.devices[a] if a else n for n, a in zip(shape, layout, strict=True))
+        return block_shape(shape, layout, self.tiles, self.devices)
+
+    def tile_bytes(self, value: Value, layout: Layout) -> int:
+        """Bytes of a tile's part of an array, padding included."""
+        return math.prod(block_shape(value.shape, layout, self.tiles, self.tiles)) * itemsize_bytes(value.dtype)
 
     def call(self, kind: str, kernel: str, op: Op, ins: Sequence[Layout], outs: Sequence[Layout], **numbers) -> Call:
         return Call(
@@ -89,6 +93,7 @@ class Plan:
     """Steps of a graph in waves, with the layouts of its inputs and results. A wave ends by combining its reductions."""
 
     graph: Graph
+    tiles: Mapping[str, int]
     ins: list[Layout]
     outs: list[Layout]
     waves: list[list[Planned]]
@@ -102,12 +107,14 @@ def whole(value: Value) -> Layout:
 
 
 def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Plan:
-    """Plan a graph. Its inputs have their chosen layouts; its results get `outs`, by default theirs.
+    """Plan a graph. The inputs of a loop's body or a branch have their chosen layouts, its results get `outs`. Without `outs` it is
+    the program: what comes in and goes out is an ordinary array, whose dimensions are whole where they would have to be padded.
 
     Raises:
       UnsupportedOpError: an op without a rule, in strict mode.
     """
-    have: dict[Value, Layout] = {v: ctx.layouts[v] for v in graph.ins}
+    outside = lambda v: ctx.layouts.unpadded(v) if outs is None else ctx.layouts[v]
+    have: dict[Value, Layout] = {v: outside(v) for v in graph.ins}
     moved: set[tuple[int, Layout]] = set()
     calls: list[Call] = []
     done: list[Planned] = []
@@ -131,10 +138,10 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
             record_move(value, got, chosen, op.source)
         have.update(zip(op.outs, keep, strict=True))
         done.append((op, step, keep))
-    final = [have.get(v, whole(v)) for v in graph.outs] if outs is None else list(outs)
+    final = [whole(v) if v.const is not None else outside(v) for v in graph.outs] if outs is None else list(outs)
     for value, want in zip(graph.outs, final, strict=True):
         record_move(value, have.get(value, whole(value)), want, "result of the function")
-    return Plan(graph, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
+    return Plan(graph, ctx.tiles, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
 
 
 def _waves(steps: list[Planned]) -> list[list[Planned]]:
@@ -174,19 +181,22 @@ def run(plan: Plan, *blocks) -> list[Any]:
     """Do a plan on this device's blocks of the graph's inputs, in layouts `plan.ins`. Must run inside the mesh."""
     env: dict[tuple[Value, Layout], Any] = {(v, lay): b for v, lay, b in zip(plan.graph.ins, plan.ins, blocks, strict=True)}
 
+    def move(block, value: Value, src: Layout, dst: Layout):
+        return relayout(block, src, dst, value.shape, plan.tiles)
+
     def get(value: Value, want: Layout):
         if (value, want) not in env:
             if value.const is not None:
-                env[value, want] = relayout(value.const, whole(value), want) if any(want) else value.const
+                env[value, want] = move(value.const, value, whole(value), want) if any(want) else value.const
             else:
                 src = plan.have[value]
-                env[value, want] = relayout(env[value, src], src, want)
+                env[value, want] = move(env[value, src], value, src, want)
         return env[value, want]
 
     def put(op: Op, step: Step, keep: list[Layout], results: Sequence[Any]) -> None:
         for value, got, chosen, result in zip(op.outs, step.outs, keep, results, strict=True):
             env[value, got] = result
-            env[value, chosen] = relayout(result, got, chosen)
+            env[value, chosen] = move(result, value, got, chosen)
 
     for wave in plan.waves:
         partials: list[tuple[Planned, Partial]] = []
@@ -200,8 +210,3 @@ def run(plan: Plan, *blocks) -> list[Any]:
         for (planned, _), result in zip(partials, combine([p for _, p in partials]), strict=True):
             put(*planned, [result])
     return [get(v, want) for v, want in zip(plan.graph.outs, plan.outs, strict=True)]
-
-
-def tile_count(layout: Layout, tiles: Mapping[str, int]) -> int:
-    """Tiles that hold different parts of an array."""
-    return math.prod(tiles[a] for a in layout if a)

@@ -10,6 +10,7 @@ the panels take, which `relayout` finds.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -84,7 +85,9 @@ def summa(
     a: Shaped[Array, "..."],
     b: Shaped[Array, "..."],
     dimension_numbers: DotDims,
-    moves: tuple[tuple[Layout, Layout], tuple[Layout, Layout]],
+    moves: Sequence[tuple[Layout, Layout]],
+    shapes: Sequence[tuple[int, ...]],
+    tiles: Mapping[str, int],
     steady: bool = True,
     preferred_element_type=None,
     precision=None,
@@ -95,9 +98,11 @@ def summa(
       a, b: this device's blocks.
       dimension_numbers: as in `lax.dot_general`.
       moves: for each operand its layout, and the layout in which its panels meet the output (contracted dimensions whole).
+      shapes: of the whole operands.
+      tiles: number of tiles along each mesh axis.
       steady: keep the bits independent of the device mesh (`steady_dot`).
     """
-    a, b = relayout(a, *moves[0]), relayout(b, *moves[1])
+    a, b = (relayout(x, *move, shape, tiles) for x, move, shape in zip((a, b), moves, shapes, strict=True))
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from jax import lax
 
@@ -41,23 +42,18 @@ def while_(op: Op, ctx: Context) -> Step:
     carry = [ctx.layouts[v] for v in body.ins[nb:]]
     body_plan = ctx.plan(body, carry)
     cond_ins = [ctx.layouts[v] for v in cond.ins[:nc]]
-    again = dataclasses.replace(ctx, layouts=ctx.layouts)
-    cond_plan = again.plan(cond, [()])
+    cond_plan = ctx.plan(cond, [()])
+    assert cond_plan.ins[nc:] == carry, (cond_plan.ins[nc:], carry)
 
     def run(*xs):
         c_consts, b_consts, init = list(xs[:nc]), list(xs[nc : nc + nb]), list(xs[nc + nb :])
 
-        def keep_going(c):  # the condition's own layouts of the carry are those of its inputs
-            return walk.run(cond_plan, *c_consts, *[_to(x, a, b) for x, a, b in zip(c, carry, cond_plan.ins[nc:], strict=True)])[0]
-
+        # a class lies alike inside and outside: the condition finds the carry as the body leaves it
+        keep_going = lambda c: walk.run(cond_plan, *c_consts, *c)[0]
         return lax.while_loop(keep_going, lambda c: walk.run(body_plan, *b_consts, *c), init)
 
     ins = [*cond_ins, *body_plan.ins[:nb], *carry]
     return Step(ins, carry, run, [c.times(None) for c in (*cond_plan.calls, *body_plan.calls)])
-
-
-def _to(x, src, dst):
-    return walk.relayout(x, src, dst)
 
 
 @rule("cond")
@@ -66,8 +62,6 @@ def cond(op: Op, ctx: Context) -> Step:
     ins = [ctx.layouts[v] for v in op.bodies[0].ins]
     plans = [ctx.plan(branch, outs) for branch in op.bodies]
 
-    def branch(plan):
-        return lambda *xs: walk.run(plan, *[_to(x, a, b) for x, a, b in zip(xs, ins, plan.ins, strict=True)])
-
+    assert all(plan.ins == ins for plan in plans), "a class lies alike in every branch"
     calls = [dataclasses.replace(c, trips=None) for plan in plans for c in plan.calls]
-    return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [branch(p) for p in plans], *xs), calls)
+    return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [partial(walk.run, p) for p in plans], *xs), calls)

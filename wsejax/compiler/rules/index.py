@@ -8,12 +8,11 @@ import math
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
-from wsejax import fabric
 from wsejax.compiler.dims import kept
 from wsejax.compiler.ir import Op, Value
-from wsejax.compiler.walk import Context, Step, rule, tile_count
+from wsejax.compiler.walk import Context, Step, rule
 from wsejax.kernels.index import merge_rows, owned
-from wsejax.kernels.relayout import Layout, gather_byte_hops
+from wsejax.kernels.relayout import Layout, gather_byte_hops, pad, padded, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +71,13 @@ def _tied(d: _Dims, ndim: int) -> list[int]:
     return [j for k, j in enumerate(kept(ndim, d.offsets)) if k in d.idx_batched]
 
 
-def _shifted(idx, table_rows: int, axis: str, clip: bool):
+def _shifted(idx, table_rows: int, axis: str, clip: bool, ctx: Context):
     """Indices local to this device, and whether each is here."""
     if idx.dtype.itemsize < 4:  # else a row number may not fit
         idx = idx.astype(jnp.int32)
     if clip:
         idx = jnp.clip(idx, 0, table_rows - 1)
-    return owned(idx, table_rows // fabric.size(axis), axis)
+    return owned(idx, padded(table_rows, ctx.tiles[axis]) // ctx.devices[axis], axis)
 
 
 @rule("gather")
@@ -99,15 +98,16 @@ def gather(op: Op, ctx: Context) -> Step:
     clip = mode in (GatherScatterMode.CLIP, GatherScatterMode.PROMISE_IN_BOUNDS)  # XLA clamps what the promise does not hold for
 
     def run(x, i):
-        local, here = _shifted(i, rows, axis, clip)
+        if spread is not None:
+            i = pad(i, ctx.tiles[axis], batch.index(spread))
+        local, here = _shifted(i, rows, axis, clip, ctx)
         got = op.bind(x, jnp.where(here, local, 0), slice_sizes=tuple(sizes), mode=GatherScatterMode.PROMISE_IN_BOUNDS)[0]
         expand = lambda flags: jnp.expand_dims(flags[..., 0], tuple(d.offsets))
         got = merge_rows(got, expand(here), axis, spread)
         if mode == GatherScatterMode.FILL_OR_DROP:
             inside = expand((i >= 0) & (i < rows))
             if spread is not None:
-                share = got.shape[spread]
-                inside = jnp.take(inside, fabric.coordinate(axis) * share + jnp.arange(share), axis=spread)
+                inside = share(inside, axis, spread, ctx.tiles)
             got = jnp.where(inside, got, _fill(got.dtype, op.params.get("fill_value")))
         return [got]
 
@@ -115,15 +115,14 @@ def gather(op: Op, ctx: Context) -> Step:
         [lt, li],
         [outs],
         run,
-        [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(out, lr, axis, spread is not None, ctx))],
+        [ctx.call("kernel", "take_rows", op, [lt, li], [outs], byte_hops=_row_hops(out, outs, axis, ctx))],
     )
 
 
-def _row_hops(rows: Value, lay: Layout, axis: str, spread: bool, ctx: Context) -> int:
+def _row_hops(rows: Value, lay: Layout, axis: str, ctx: Context) -> int:
     """Partial rows go once round the ring of every line along `axis`: a share in each turn if they end spread over it, else all."""
     line = ctx.tiles[axis]
-    turn_bytes = rows.size_bytes // tile_count(lay, ctx.tiles) // (line if spread else 1)
-    return gather_byte_hops(turn_bytes, line, math.prod(ctx.tiles.values()) // line)
+    return gather_byte_hops(ctx.tile_bytes(rows, lay), line, math.prod(ctx.tiles.values()) // line)
 
 
 def _fill(dtype, value):
@@ -159,8 +158,8 @@ def scatter(op: Op, ctx: Context) -> Step:
     mode, rows = op.params["mode"], table.shape[d.indexed[0]]
 
     def run(x, i, u):
-        local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP)
-        elsewhere = rows // fabric.size(axis)  # out of this block's bounds: dropped
+        local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP, ctx)
+        elsewhere = x.shape[d.indexed[0]]  # out of this block's bounds: dropped
         return op.bind(x, jnp.where(here, local, elsewhere), u, mode=GatherScatterMode.FILL_OR_DROP)
 
     return Step([lt, li, lr], [lt], run, [ctx.call("kernel", "add_rows", op, [lt, li, lr], [lt])])

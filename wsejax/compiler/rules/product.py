@@ -22,7 +22,7 @@ def dot_general(op: Op, ctx: Context) -> Step:
 
     def run(x, y):
         keep = {k: op.params[k] for k in ("preferred_element_type", "precision")}
-        return [summa(x, y, op.params["dimension_numbers"], moves, ctx.steady and any(out), **keep)]
+        return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, ctx.steady and any(out), **keep)]
 
     flops = dot_flops(a, b, op.outs[0], ac)
     calls = [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)] if hops else []
