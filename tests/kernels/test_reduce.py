@@ -122,7 +122,12 @@ def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
     layouts, outs = [case[1] for case in cases], [case[5] for case in cases]
 
     def together(*blocks):
-        return combine([partial_reduce(b, lay, dims, f, op, jnp.zeros((), b.dtype), x.shape, TILES) for b, (x, lay, dims, f, op, _) in zip(blocks, cases, strict=True)])
+        return combine(
+            [
+                partial_reduce(b, lay, dims, f, op, jnp.zeros((), b.dtype), x.shape, TILES)
+                for b, (x, lay, dims, f, op, _) in zip(blocks, cases, strict=True)
+            ]
+        )
 
     fun = jax.jit(fabric.on_mesh(together, mesh_of(device_grid), tuple(P(*lay) for lay in layouts), [P(*lay) for lay in outs]))
     got = fun(*(case[0] for case in cases))
@@ -137,7 +142,9 @@ def test_reductions_in_one_message_give_what_each_gives_alone(device_grid):
 
 def test_reductions_that_go_the_same_way_send_one_message():
     def fun(x):
-        return combine([partial_reduce(v, ("y", None), (0,), add_tree, jnp.add, jnp.zeros(()), (8, 6), {"y": 2, "x": 1}) for v in (x, x * x, x[:, :2])])
+        return combine(
+            [partial_reduce(v, ("y", None), (0,), add_tree, jnp.add, jnp.zeros(()), (8, 6), {"y": 2, "x": 1}) for v in (x, x * x, x[:, :2])]
+        )
 
     placed = fabric.on_mesh(fun, mesh_of((2, 1)), (P("y"),), [P(), P(), P()])
     assert str(jax.make_jaxpr(placed)(numbers(6, (8, 6)))).count("ppermute[") == 1

@@ -31,7 +31,9 @@ def test_every_pair_of_layouts_keeps_the_content_on_every_device(devices, src):
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     targets = layouts(len(src))
     specs = tuple(PartitionSpec(*dst) for dst in targets)
-    move = fabric.on_mesh(lambda v: tuple(relayout(v, src, dst, shape, TILES) for dst in targets), mesh_of(devices), PartitionSpec(*src), specs)
+    move = fabric.on_mesh(
+        lambda v: tuple(relayout(v, src, dst, shape, TILES) for dst in targets), mesh_of(devices), PartitionSpec(*src), specs
+    )
     for dst, got in zip(targets, jax.jit(move)(x), strict=True):
         assert got.shape == shape
         for shard in got.addressable_shards:  # a replicated result is looked at on each device

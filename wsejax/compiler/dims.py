@@ -73,7 +73,7 @@ def same_shape(op: Op) -> Iterator[tuple[Dim, Dim]]:
         yield from alike(v, op.outs[0])
 
 
-@links("optimization_barrier")
+@links("optimization_barrier", "device_put")
 def _(op: Op):
     for a, b in zip(op.ins, op.outs, strict=True):
         yield from alike(a, b)
@@ -210,8 +210,31 @@ def _(op: Op):
         yield (x, i), (idx, k)
 
 
-@links("iota", "conv_general_dilated", "random_bits", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed",
-       "random_clone", "rng_bit_generator", "threefry2x32", "reduce_window", "fft")  # fmt: skip
+@links("conv_general_dilated")
+def _(op: Op):
+    (xn, xc), _, (on, oc) = (spec[:2] for spec in op.params["dimension_numbers"])
+    x, out = op.ins[0], op.outs[0]
+    if op.params["batch_group_count"] == 1:
+        yield (x, xn), (out, on)
+    if op.params["feature_group_count"] > 1 and x.shape[xc] == out.shape[oc]:  # like an element-wise operation, channel by channel
+        yield (x, xc), (out, oc)
+
+
+@links("fft", "cholesky", "triangular_solve", "lu", "qr", "eigh", "svd", "householder_product", "tridiagonal_solve", "eig", "schur",
+       "hessenberg", "tridiagonal")  # fmt: skip
+def _(op: Op):
+    for v in (*op.ins[1:], *op.outs):
+        yield from (((op.ins[0], d), (v, d)) for d in range(min(batch_dims(op), v.ndim)))
+
+
+def batch_dims(op: Op) -> int:
+    """Leading dimensions over which an operation on matrices (a transform, a factorisation) is repeated."""
+    lengths = op.params.get("fft_lengths")
+    return op.ins[0].ndim - (len(lengths) if lengths is not None else 1 if op.name == "tridiagonal_solve" else 2)
+
+
+@links("iota", "random_bits", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed", "random_clone",
+       "rng_bit_generator", "threefry2x32", "random_gamma", "rng_uniform")  # fmt: skip
 def _(op: Op):
     return iter(())
 

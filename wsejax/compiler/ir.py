@@ -181,6 +181,14 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
                 f"{name} at {source} has side effects ({', '.join(str(e) for e in eqn.effects)}): a wafer program is a pure "
                 "function; take callbacks, prints and checks out of it and return what they need"
             )
+        if name == "custom_linear_solve":  # after differentiation only its solver is left to run
+            lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+            skip, count = lengths.matvec + lengths.vecmat, lengths.solve
+            args = [*ins[skip : skip + count], *ins[sum(lengths) :]]
+            body, body_consts = _open(solve)
+            outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            continue
         if name in CALLS:
             body, body_consts = _open(eqn.params[CALLS[name]])
             if name in ("checkpoint", "remat", "remat2") and eqn.params.get("prevent_cse", True) and eqn.params.get("differentiated"):
@@ -188,9 +196,14 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
+        params = dict(eqn.params)
+        if name == "reshape" and params.get("dimensions") is not None:  # the transpose that it hides is an op of its own
+            turned = Value(tuple(ins[0].shape[d] for d in params["dimensions"]), ins[0].dtype)
+            ops.append(Op("transpose", jax.lax.transpose_p, {"permutation": params["dimensions"]}, ins, [turned], source))
+            ins, params["dimensions"] = [turned], None
         outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
         bodies = tuple(read(j, source) for j in _bodies(eqn))
-        ops.append(Op(name, eqn.primitive, dict(eqn.params), ins, outs, source, bodies))
+        ops.append(Op(name, eqn.primitive, params, ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [get(v) for v in jaxpr.outvars]
 

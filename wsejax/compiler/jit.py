@@ -138,7 +138,7 @@ class WaferFunction:
         tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
         devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
         layouts = choose(graph, tiles, same)
-        plan = walk.plan(graph, walk.Context(layouts, tiles, devices, self.strict))
+        plan = walk.plan(graph, walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate))
         given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
         return Lowered(self.wafer, plan, layouts, shapes, tree, jax.tree.structure(out), given_away)
 

@@ -114,6 +114,8 @@ def choose(graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, V
     for op in graph.walk():
         if op.name == "dot_general":
             _product(layouts, op, weights)
+        elif op.name == "conv_general_dilated":
+            _convolution(layouts, op)
         elif op.name == "gather" and id(op.ins[0]) in weights:
             _table(layouts, op)
     loop_dims = {classes.find((v, 0)) for op in graph.walk() if op.name == "scan" for v in _scanned(op)}
@@ -170,6 +172,14 @@ def _product(layouts: Layouts, op: Op, weights: set[int]) -> None:
     if not ab:
         layouts.put_first(out, [p for p in sides[1][3]], COLS, f"result of the {why}")
         layouts.put_first(out, [p for p in sides[0][3]], ROWS, f"result of the {why}")
+
+
+def _convolution(layouts: Layouts, op: Op) -> None:
+    (x, w, *_), (out,), why = op.ins, op.outs, f"convolution at {op.source}"
+    (xn, xc), (wo, wi), (on, oc) = (spec[:2] for spec in op.params["dimension_numbers"])
+    for value, dim, axis, what in ((out, on, ROWS, "batch"), (out, oc, COLS, "features"), (x, xn, ROWS, "batch"), (x, xc, COLS, "features"),
+                                   (w, wo, COLS, "features"), (w, wi, ROWS, "features read")):  # fmt: skip
+        layouts.put_first(value, [dim], axis, f"{what} of the {why}")
 
 
 def _table(layouts: Layouts, op: Op) -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
@@ -35,12 +37,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a rule may ask for: the chosen layouts, the tile grid, and the devices it is split over."""
+    """What a rule may ask for: the chosen layouts, the tile grid, the devices it is split over, and how the wafer adds up."""
 
     layouts: Layouts
     tiles: Mapping[str, int]
     devices: Mapping[str, int]
     strict: bool
+    reduction: str = "chain"
+    accumulate: str = "float32"
 
     @property
     def steady(self) -> bool:
@@ -50,6 +54,11 @@ class Context:
     def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
         """Shape of a device's block."""
         return block_shape(shape, layout, self.tiles, self.devices)
+
+    def accumulator(self, dtype) -> Any:
+        """The dtype in which numbers of a narrow float are added up; None for any other dtype."""
+        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return None if not narrow else jnp.dtype(jnp.float32) if self.accumulate == "float32" else dtype
 
     def tile_bytes(self, value: Value, layout: Layout) -> int:
         """Bytes of a tile's part of an array, padding included."""
@@ -94,6 +103,7 @@ class Plan:
 
     graph: Graph
     tiles: Mapping[str, int]
+    reduction: str
     ins: list[Layout]
     outs: list[Layout]
     waves: list[list[Planned]]
@@ -141,7 +151,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     final = [whole(v) if v.const is not None else outside(v) for v in graph.outs] if outs is None else list(outs)
     for value, want in zip(graph.outs, final, strict=True):
         record_move(value, have.get(value, whole(value)), want, "result of the function")
-    return Plan(graph, ctx.tiles, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
+    return Plan(graph, ctx.tiles, ctx.reduction, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
 
 
 def _waves(steps: list[Planned]) -> list[list[Planned]]:
@@ -207,6 +217,6 @@ def run(plan: Plan, *blocks) -> list[Any]:
                 partials.append((planned, results[0]))
             else:
                 put(*planned, results)
-        for (planned, _), result in zip(partials, combine([p for _, p in partials]), strict=True):
+        for (planned, _), result in zip(partials, combine([p for _, p in partials], plan.reduction), strict=True):
             put(*planned, [result])
     return [get(v, want) for v, want in zip(plan.graph.outs, plan.outs, strict=True)]

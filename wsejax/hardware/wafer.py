@@ -13,6 +13,8 @@ from .remap import Remap, UnusableWaferError, remap
 from .spec import WaferSpec
 
 Grid = tuple[int, int]
+REDUCTIONS = ("chain", "tree", "two_phase")
+ACCUMULATORS = ("float32", "operand")
 
 
 class Wafer:
@@ -26,8 +28,12 @@ class Wafer:
       devices: (rows, cols) of JAX devices, which must divide `tiles`. None: the most devices that can be used, in the
         grid nearest to a square.
       mesh: an existing `jax.sharding.Mesh` with axes ("y", "x"), instead of `devices`.
+      reduction: the order in which the tiles of a line are combined: "chain", "tree" or "two_phase".
+      accumulate: dtype in which bfloat16 and float16 numbers are added up, in a tile and from tile to tile: "float32" (rounded once, at the
+        end) or "operand" (rounded to the operand's dtype after every tile).
 
-    Results depend on `tiles`, never on `devices`. More than one device, given or found, starts JAX's backends.
+    Results depend on `tiles`, `reduction` and `accumulate`, never on `devices`. More than one device, given or found, starts JAX's
+    backends.
 
     Raises:
       ValueError: one of the arguments is malformed or does not fit the others; the message says which and what to do.
@@ -39,6 +45,8 @@ class Wafer:
     remap: Remap
     tiles: Grid
     devices: Grid
+    reduction: str
+    accumulate: str
     _arguments: dict[str, Any]
     _mesh: Mesh | None
     _key: tuple[Any, ...]
@@ -50,6 +58,8 @@ class Wafer:
         tiles: Grid | None = None,
         devices: Grid | None = None,
         mesh: Mesh | None = None,
+        reduction: str = "chain",
+        accumulate: str = "float32",
     ) -> None:
         if not isinstance(spec, WaferSpec):
             raise ValueError(f"spec={spec!r}: give a WaferSpec such as WSE3 or WSE3.scaled(32, 32)")
@@ -66,7 +76,11 @@ class Wafer:
             raise ValueError(f"devices={devices!r} and mesh={mesh!r}: give one of the two, a mesh fixes its devices")
         tiles = None if tiles is None else _checked_grid("tiles", tiles)
         devices = None if devices is None else _checked_grid("devices", devices)
-        arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh}
+        for name, value, known in (("reduction", reduction, REDUCTIONS), ("accumulate", accumulate, ACCUMULATORS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, known))}")
+        numerics = {"reduction": reduction, "accumulate": accumulate}
+        arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh, **numerics}
         if mesh is not None:
             devices = _grid_of_mesh(mesh)
 
@@ -91,7 +105,8 @@ class Wafer:
             "devices": devices,
             "_arguments": arguments,
             "_mesh": mesh,
-            "_key": (spec, defects, tiles, devices, mesh),
+            **numerics,
+            "_key": (spec, defects, tiles, devices, mesh, reduction, accumulate),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -183,6 +198,7 @@ class Wafer:
                 f"{self.tiles[0]} x {self.tiles[1]} of {_span(self.tile_rows)} x {_span(self.tile_cols)} PEs",
             ),
             ("devices", f"{self.devices[0]} x {self.devices[1]}"),
+            ("sums", f"{self.reduction}, accumulated in {'float32' if self.accumulate == 'float32' else 'the dtype of the operand'}"),
         ]
         return "\n".join([f"Wafer {self.spec.name}", *(f"  {label:<14}{text}" for label, text in lines)])
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from wsejax.kernels.relayout import Layout, relayout
+from wsejax.kernels.relayout import Layout, padded, relayout
 
 DotDims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -89,6 +89,7 @@ def summa(
     shapes: Sequence[tuple[int, ...]],
     tiles: Mapping[str, int],
     steady: bool = True,
+    accumulate=None,
     preferred_element_type=None,
     precision=None,
 ) -> Shaped[Array, "..."]:
@@ -101,11 +102,28 @@ def summa(
       shapes: of the whole operands.
       tiles: number of tiles along each mesh axis.
       steady: keep the bits independent of the device mesh (`steady_dot`).
+      accumulate: dtype to which the output is rounded after every panel, None for exact updates.
     """
     a, b = (relayout(x, *move, shape, tiles) for x, move, shape in zip((a, b), moves, shapes, strict=True))
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
-    c = dot(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
+    keep = {"precision": precision, "preferred_element_type": preferred_element_type}
+    c = None
+    for x, y in _panels(a, b, dimension_numbers, moves, tiles) if accumulate is not None else [(a, b)]:
+        update = dot(x, y, dimension_numbers, **keep)
+        c = update if c is None else c + update
+        c = c if accumulate is None else c.astype(accumulate).astype(update.dtype)
     # nor may it fold a transpose of the result into the product: the operands would change roles, and with them the block's bits
     return lax.optimization_barrier(c) if steady else c
+
+
+def _panels(a, b, dimension_numbers: DotDims, moves, tiles: Mapping[str, int]):
+    """The operands cut along the first contracted dimension that one of them has split, a panel a tile."""
+    for da, db in zip(*dimension_numbers[0], strict=True):
+        axis = moves[0][0][da] or moves[1][0][db]
+        if axis is not None and (n := a.shape[da]) >= tiles[axis]:
+            size = padded(n, tiles[axis]) // tiles[axis]
+            cuts = [(i, min(i + size, n)) for i in range(0, n, size)]
+            return [(lax.slice_in_dim(a, *cut, axis=da), lax.slice_in_dim(b, *cut, axis=db)) for cut in cuts]
+    return [(a, b)]

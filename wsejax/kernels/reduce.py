@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from wsejax import fabric
-from wsejax.kernels.relayout import Layout
+from wsejax.kernels.relayout import Layout, mask_padding
 
 RADIX = 4  # terms added in one pass over memory; on CPU as fast as XLA's own reduction, or faster
 
@@ -111,9 +111,7 @@ def partial_reduce(
     for d, n in enumerate(x.shape):
         axis = layout[d]
         if d in dims and axis is not None:
-            if shape[d] % tiles[axis]:
-                real = fabric.coordinate(axis) * n + lax.broadcasted_iota(jnp.int32, x.shape, d) < shape[d]
-                x = jnp.where(real, x, neutral)
+            x = mask_padding(x, d, axis, shape[d], neutral)
             here = tiles[axis] // fabric.size(axis)
             split += [here, n // here]
             drop.append(len(split) - 1)
@@ -132,7 +130,8 @@ def partial_reduce(
 def combine(partials: Sequence[Partial], topology: str = "chain") -> list[Shaped[Array, "..."]]:
     """The results of some reductions, replicated along the axes that split them. Those that go the same way travel as one message.
 
-    The bits depend on the tile grid only: partial results are combined in the topology's order of the tiles along each axis, whoever travels with them.
+    The bits depend on the tile grid and the topology only: partial results are combined in its order of the tiles along each axis, whoever
+    travels with them.
     """
     now = list(partials)
     while any(p.lines for p in now):

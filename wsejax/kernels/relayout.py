@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
@@ -93,6 +94,14 @@ def share(x: Shaped[Array, "..."], axis: str, dim: int, tiles: Mapping[str, int]
     x = pad(x, tiles[axis], dim)
     part = x.shape[dim] // fabric.size(axis)
     return lax.dynamic_slice_in_dim(x, fabric.coordinate(axis) * part, part, dim)
+
+
+def mask_padding(x: Shaped[Array, "..."], dim: int, axis: str, n: int, neutral) -> Shaped[Array, "..."]:
+    """`x` with `neutral` where dimension `dim`, of size `n` and split over `axis`, is padded."""
+    if x.shape[dim] * fabric.size(axis) == n:
+        return x
+    real = fabric.coordinate(axis) * x.shape[dim] + lax.broadcasted_iota(jnp.int32, x.shape, dim) < n
+    return jnp.where(real, x, jnp.asarray(neutral, x.dtype))
 
 
 def gather_byte_hops(tile_bytes: int, line: int, lines: int) -> int:

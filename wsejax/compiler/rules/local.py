@@ -14,10 +14,11 @@ from wsejax.compiler.walk import Context, Step, rule, whole
 ELEMENTWISE = tuple(
     """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj
-convert_element_type copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg nextafter not one_minus_square or polygamma
-polynomial population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+convert_element_type copy copy_p cos cosh digamma eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
+igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg nextafter not
+one_minus_square or polygamma polynomial population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta rem
+round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor zeta
 """.split()  # noqa: SIM905  a list of names reads better as text
 )
 
@@ -48,6 +49,13 @@ def barrier(op: Op, ctx: Context) -> Step:
     return Step(lays, lays, lambda *xs: lax.optimization_barrier(xs))
 
 
+@rule("device_put")
+def device_put(op: Op, ctx: Context) -> Step:
+    """Where in a machine's memory an array lies is not the program's business here."""
+    lays = [ctx.layouts[v] for v in op.ins]
+    return Step(lays, lays, lambda *xs: xs)
+
+
 @rule("iota")
 def iota(op: Op, ctx: Context) -> Step:
     lay, dim = ctx.layouts[op.outs[0]], op.params["dimension"]
@@ -63,7 +71,7 @@ def iota(op: Op, ctx: Context) -> Step:
 
 
 @rule("random_bits", "random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_clone", "threefry2x32",
-      "rng_bit_generator")  # fmt: skip
+      "rng_bit_generator", "random_gamma", "rng_uniform")  # fmt: skip
 def replicated(op: Op, ctx: Context) -> Step:
     """Every block draws all the bits, the same as plain JAX's, and keeps its share."""
     ins, outs = [whole(v) for v in op.ins], [whole(v) for v in op.outs]

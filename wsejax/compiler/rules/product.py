@@ -17,12 +17,15 @@ def dot_general(op: Op, ctx: Context) -> Step:
     la, lb = ctx.layouts[a], ctx.layouts[b]
     want_a = _meeting(a.ndim, ab, ac, out, 0)
     want_b = _meeting(b.ndim, bb, bc, out, a.ndim - len(ab) - len(ac))
+    rounded = ctx.accumulate == "operand" and ctx.accumulator(a.dtype) is not None and a.dtype == b.dtype
+    accumulate = a.dtype if rounded else None
     moves = ((la, want_a), (lb, want_b))
     hops = sum(byte_hops(v.shape, itemsize_bytes(v.dtype), *move, ctx.tiles) for v, move in zip(op.ins, moves, strict=True))
 
     def run(x, y):
         keep = {k: op.params[k] for k in ("preferred_element_type", "precision")}
-        return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, ctx.steady and any(out), **keep)]
+        steady = ctx.steady and any(out)
+        return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, steady, accumulate, **keep)]
 
     flops = dot_flops(a, b, op.outs[0], ac)
     calls = [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)] if hops else []

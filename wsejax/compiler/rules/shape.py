@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from wsejax.compiler.dims import kept, major, reshape_groups
+from wsejax.compiler.dims import batch_dims, kept, major, reshape_groups
 from wsejax.compiler.ir import Op
 from wsejax.compiler.walk import Context, Step, rule, whole
 from wsejax.kernels.relayout import Layout
@@ -70,10 +70,28 @@ def along(names: str, dims: Callable[[Op], set[int]]):
 along("rev", lambda op: set(op.params["dimensions"]))
 along("concatenate", lambda op: {op.params["dimension"]})
 along("pad", lambda op: {d for d, p in enumerate(op.params["padding_config"]) if tuple(p) != (0, 0, 0)})
-along("cumsum cumprod cummax cummin cumlogsumexp", lambda op: {op.params["axis"]})
 along("sort", lambda op: {op.params["dimension"]})
 along("split", lambda op: {op.params["axis"]})
+along("approx_top_k", lambda op: {op.params["reduction_dimension"]})
 along("tile", lambda op: {d for d, n in enumerate(op.params["reps"]) if n != 1})
+
+
+@rule("fft", "cholesky", "triangular_solve", "lu", "qr", "eigh", "svd", "householder_product", "tridiagonal_solve", "eig", "schur",
+      "hessenberg", "tridiagonal")  # fmt: skip
+def matrices(op: Op, ctx: Context) -> Step:
+    """Each matrix is whole on its device; many of them are split."""
+    lead = ctx.layouts[op.ins[0]][: batch_dims(op)]
+    lay = lambda v: (*lead, *(None,) * (v.ndim - len(lead)))
+    return Step([lay(v) for v in op.ins], [lay(v) for v in op.outs], op.bind)
+
+
+@rule("reduce")
+def reduce_any(op: Op, ctx: Context) -> Step:
+    """A reduction by a function of the user's: whole along what it reduces."""
+    gone, have = op.params["dimensions"], ctx.layouts[op.ins[0]]
+    lay = tuple(None if d in gone else a for d, a in enumerate(have))
+    out = tuple(lay[d] for d in kept(len(lay), gone))
+    return Step([lay if v.ndim else () for v in op.ins], [out] * len(op.outs), op.bind)
 
 
 @rule("stack")
@@ -88,13 +106,6 @@ def unstack(op: Op, ctx: Context) -> Step:
     axis, lay = op.params["axis"], list(ctx.layouts[op.ins[0]])
     lay[axis] = None
     return Step([tuple(lay)], [tuple(a for d, a in enumerate(lay) if d != axis)] * len(op.outs), op.bind)
-
-
-@rule("top_k")
-def top_k(op: Op, ctx: Context) -> Step:
-    axis = op.params.get("axis", op.ins[0].ndim - 1) % op.ins[0].ndim
-    lay = tuple(None if d == axis else a for d, a in enumerate(ctx.layouts[op.ins[0]]))
-    return Step([lay], [lay, lay], op.bind)
 
 
 def _cut(op: Op, ctx: Context) -> tuple[Layout, Callable]:
