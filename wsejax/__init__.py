@@ -1,6 +1,19 @@
 """wsejax: a functional emulator of a wafer-scale engine, in JAX."""
 
-from wsejax.compiler import Audit, Call, Compiled, Lowered, Program, UnsupportedOpError, WaferFunction, jit
+from wsejax.compiler import (
+    Audit,
+    Call,
+    Compiled,
+    FabricError,
+    HloReport,
+    Lowered,
+    Program,
+    UnsupportedOpError,
+    WaferFunction,
+    audit,
+    check_hlo,
+    jit,
+)
 from wsejax.hardware import (
     WSE1,
     WSE2,
@@ -15,6 +28,7 @@ from wsejax.hardware import (
 )
 
 __all__ = [
-    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "DefectMap", "Lowered", "Program", "Remap", "UnsupportedOpError",
-    "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "jit", "remap", "request_cpu_devices",
+    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "DefectMap", "FabricError", "HloReport", "Lowered", "Program", "Remap",
+    "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "jit", "remap",
+    "request_cpu_devices",
 ]  # fmt: skip

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import wsejax as wse
 from tests.compiler.programs import PROGRAMS
 from tests.fabric.grids import executed_byte_hops
-from wsejax.fabric import ring_order
 
 SPEC = wse.WSE3.scaled(16, 16)
-COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-broadcast|send|recv)(-start)?\(")
-PAIRS = re.compile(r"collective-permute(?:-start)?\(.*source_target_pairs=\{(.*?)\}\}")
-
 # Products, reductions, tables, gradients, loops and relayouts: what makes a program talk.
 TALKATIVE = [
     "products", "einsums", "normalisation", "embedding", "updates_by_index", "gradient_of_embedding", "sums",
@@ -26,55 +23,75 @@ TALKATIVE = [
 ]  # fmt: skip
 
 
-def links(text: str) -> set[tuple[int, int]]:
-    """(source, target) device numbers of every collective-permute in an HLO text."""
-    return {(int(a), int(b)) for pairs in PAIRS.findall(text) for a, b in re.findall(r"(\d+),(\d+)", pairs)}
-
-
-def compiled_text(name: str, tiles, devices) -> str:
+def checked(name: str, tiles, devices) -> wse.HloReport:
     fun, args = PROGRAMS[name]
-    return wse.jit(fun, wse.Wafer(SPEC, tiles=tiles, devices=devices)).lower(*args).compile().as_text()
+    return wse.check_hlo(wse.jit(fun, wse.Wafer(SPEC, tiles=tiles, devices=devices)).lower(*args).compile())
 
 
 def assert_only_neighbours(text: str, devices: tuple[int, int]) -> None:
-    assert not COLLECTIVE.search(text), COLLECTIVE.search(text)
-    rings = [ring_order(n) for n in devices]
-    steps = [set(zip(ring, ring[1:] + ring[:1], strict=True)) for ring in rings]
-    for a, b in links(text):
-        (ya, xa), (yb, xb) = divmod(a, devices[1]), divmod(b, devices[1])
-        assert (ya == yb) != (xa == xb), f"{a} -> {b} is not along one line"
-        hops = abs(ya - yb) + abs(xa - xb)
-        folded = (ya, yb) in steps[0] if xa == xb else (xa, xb) in steps[1]
-        assert hops == 1 or (hops == 2 and folded), f"{a} -> {b} takes {hops} hops"
+    wse.check_hlo(text, devices)
 
 
 @pytest.mark.parametrize("name", TALKATIVE)
 def test_the_compiled_program_has_no_collective_but_shifts_between_neighbours(name):
-    text = compiled_text(name, (2, 2), (2, 2))
-    assert_only_neighbours(text, (2, 2))
-    assert links(text), "this program must talk for the test to mean something"
+    report = checked(name, (2, 2), (2, 2))
+    assert report.links and report.permutes, "this program must talk for the test to mean something"
 
 
 @pytest.mark.parametrize("devices", [(1, 4), (4, 1)])
 def test_on_a_line_of_four_a_ring_step_is_two_hops_at_most(devices):
-    text = compiled_text("products", (4, 4), devices)
-    assert_only_neighbours(text, devices)
-    assert {abs(a - b) for a, b in links(text)} >= {1, 2}
+    assert {abs(a - b) for a, b in checked("products", (4, 4), devices).links} >= {1, 2}
 
 
 def test_one_device_talks_to_nobody():
-    assert "collective-permute" not in compiled_text("products", (4, 4), (1, 1))
+    assert checked("products", (4, 4), (1, 1)).permutes == 0
 
 
-def test_the_check_would_catch_a_long_hop_and_another_collective():
-    permute = "%c = f32[2] collective-permute(%x), channel_id=1, source_target_pairs={{0,3},{1,2}}"
-    assert links(permute) == {(0, 3), (1, 2)}
-    with pytest.raises(AssertionError, match="3 hops"):
-        assert_only_neighbours(permute, (1, 4))
-    with pytest.raises(AssertionError, match="one line"):
-        assert_only_neighbours(permute, (2, 2))
-    with pytest.raises(AssertionError):
-        assert_only_neighbours("%a = f32[8] all-gather-start(f32[4] %x)", (1, 2))
+def permute(*pairs) -> str:
+    shown = ",".join(f"{{{a},{b}}}" for a, b in pairs)
+    return f"  %c = f32[2]{{0}} collective-permute(%x), channel_id=1, source_target_pairs={{{shown}}}, metadata={{}}"
+
+
+def test_what_the_check_allows():
+    assert wse.check_hlo(permute((0, 1), (1, 3), (3, 2), (2, 0)), (1, 4)).links == {(0, 1), (1, 3), (3, 2), (2, 0)}
+    assert wse.check_hlo(permute((0, 2), (1, 3)), (2, 2)).permutes == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "says"),
+    [
+        (permute((0, 3)), (1, 4), "3 hops away"),
+        (permute((0, 1), (0, 3)), (2, 2), "not on one line"),
+        (permute((1, 1)), (2, 2), "not on one line"),
+        (permute((2, 4)), (1, 8), None),
+        (permute((1, 3)), (1, 8), None),
+        (permute((0, 2)), (1, 2), "not on one line|hops away"),
+        ("%a = f32[8]{0} all-gather(f32[4]{0} %x), dimensions={0}", (1, 2), "all-gather"),
+        ("%a = (f32[4], f32[8]) all-gather-start(f32[4]{0} %x)", (1, 2), "all-gather"),
+        ("ROOT %r = (f32[], f32[]) all-reduce(f32[] %x, f32[] %y), to_apply=%add", (1, 2), "all-reduce"),
+        ("%a = f32[8]{0} all-to-all(f32[8]{0} %x)", (1, 2), "all-to-all"),
+    ],
+)
+def test_what_the_check_catches(text, devices, says):
+    if says is None:
+        wse.check_hlo(text, devices)
+    else:
+        with pytest.raises(wse.FabricError, match=says):
+            wse.check_hlo(text, devices)
+
+
+def test_the_check_reads_what_xla_writes():
+    """A real program that breaks the law, and one that hops too far."""
+    mesh = jax.make_mesh((1, 4), ("y", "x"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    place = lambda fun: jax.jit(jax.shard_map(fun, mesh=mesh, in_specs=P("y", "x"), out_specs=P("y", "x"), check_vma=False))
+    x = np.ones((4, 8), np.float32)
+    with pytest.raises(wse.FabricError, match="all-reduce"):
+        wse.check_hlo(place(lambda v: v * lax.psum(v, "x")).lower(x).compile(), (1, 4))
+    far = [(i, (i + 1) % 4) for i in range(4)]
+    with pytest.raises(wse.FabricError, match="device 3 sends to 0, 3 hops away"):
+        wse.check_hlo(place(lambda v: lax.ppermute(v, "x", far)).lower(x).compile(), (1, 4))
+    with pytest.raises(ValueError, match="devices=None"):
+        wse.check_hlo(place(jnp.sin).lower(x).compile())
 
 
 MATRIX = np.ones((16, 32), np.float32)

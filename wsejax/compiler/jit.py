@@ -15,9 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from wsejax import fabric
 from wsejax.compiler import rules as _rules  # noqa: F401  registers the rules
 from wsejax.compiler import walk
+from wsejax.compiler.audit import Audit
+from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.ir import Value, read
 from wsejax.compiler.layout import Layouts, choose
-from wsejax.compiler.program import Audit, Program
+from wsejax.compiler.program import Program
 from wsejax.hardware.wafer import Wafer
 
 
@@ -61,6 +63,22 @@ def jit(
     if both := set(donated) & set(static):
         raise ValueError(f"donate_argnums={donated} and static_argnums={static}: argument {min(both)} cannot be both")
     return WaferFunction(fun, wafer, donated, static, names, strict)
+
+
+def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
+    """Where every byte of `fun` would go, from shapes alone: nothing is allocated or compiled, so any size will do.
+
+    Args:
+      fun: a function made by `wse.jit`; with strict=False the audit shows what has no rule instead of raising.
+      *args, **kwargs: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      TypeError: `fun` is not a function made by `wse.jit`.
+      UnsupportedOpError: an operation without a rule, in a strict function.
+    """
+    if not isinstance(fun, WaferFunction):
+        raise TypeError(f"fun={fun!r}: an audit is of a function on a wafer; give wse.audit(wse.jit(fun, wafer), ...)")
+    return fun.lower(*args, **kwargs).audit()
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -172,6 +190,7 @@ class Lowered:
     _in_tree: Any
     _out_tree: Any
     _given_away: tuple[int, ...]
+    _checked: HloReport | None = None
 
     @property
     def program(self) -> Program:
@@ -179,8 +198,12 @@ class Lowered:
         return Program(tuple(self.plan.calls), self.plan.local_ops, self.wafer.tiles)
 
     def audit(self) -> Audit:
-        """The program as a report by source line; printable."""
-        return self.program.audit()
+        """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found.
+
+        Raises:
+          FabricError: the compiled program breaks the law of `wse.check_hlo`.
+        """
+        return Audit(self.program, self._checked)
 
     def _shardings(self, layouts) -> list[NamedSharding]:
         return [NamedSharding(self.wafer.mesh, PartitionSpec(*lay)) for lay in layouts]
@@ -228,7 +251,9 @@ class Lowered:
 
     def compile(self) -> Compiled:
         """Compile for the wafer's devices."""
-        return Compiled(self, self._stage.compile())
+        compiled = Compiled(self, self._stage.compile())
+        self._checked = check_hlo(compiled)
+        return compiled
 
     def place(self, flat: Sequence[Any]) -> list[Any]:
         """Arguments laid out over the mesh; those that are already are passed on."""

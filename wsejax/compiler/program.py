@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 
@@ -17,10 +16,11 @@ class Array:
     shape: tuple[int, ...]
     dtype: str
     layout: Layout
+    size_bytes: int
 
     @classmethod
     def of(cls, value: Value, layout: Layout) -> Array:
-        return cls(value.shape, str(value.dtype), layout)
+        return cls(value.shape, str(value.dtype), layout, value.size_bytes)
 
     def __str__(self) -> str:
         dims = ",".join(f"{n}/{a}" if a else str(n) for n, a in zip(self.shape, self.layout, strict=True))
@@ -37,6 +37,7 @@ class Call:
     """
 
     kind: str
+    primitive: str
     kernel: str
     ins: tuple[Array, ...]
     outs: tuple[Array, ...]
@@ -47,6 +48,11 @@ class Call:
 
     def times(self, trips: int | None) -> Call:
         return dataclasses.replace(self, trips=None if trips is None or self.trips is None else trips * self.trips)
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all operands and results."""
+        return sum(a.size_bytes for a in (*self.ins, *self.outs))
 
     def __str__(self) -> str:
         return f"{self.kernel}({', '.join(map(str, self.ins))}) -> {', '.join(map(str, self.outs))}"
@@ -67,46 +73,6 @@ class Program:
     def byte_hops(self) -> int:
         """Bytes times hops of a run, a `while` body counted once."""
         return sum(c.byte_hops * (c.trips or 1) for c in self.calls)
-
-    def audit(self) -> Audit:
-        return Audit(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Audit:
-    """Which operations ran on the fabric, which had to move data first, and which could not, with the user's source lines.
-
-    Printing it gives the report; `clean` says that nothing was computed unsharded.
-    """
-
-    program: Program
-
-    @property
-    def clean(self) -> bool:
-        return not self.program.of_kind("unsharded")
-
-    def __str__(self) -> str:
-        p = self.program
-        lines = [
-            f"wafer program: {p.tiles[0]} x {p.tiles[1]} tiles, {p.byte_hops:,} byte-hops a call (a tile a device), {p.local_ops} local ops"
-        ]
-        titles = {
-            "kernel": "on the fabric",
-            "relayout": "moved between layouts by fabric all-gathers",
-            "replicated": "computed alike on every block (no bytes moved)",
-            "unsharded": "NOT on the fabric: gathered and computed whole on every block",
-        }
-        for kind, title in titles.items():
-            groups: dict[tuple, list[Call]] = collections.defaultdict(list)
-            for c in p.of_kind(kind):
-                groups[c.kernel, c.source, c.ins, c.outs].append(c)
-            lines.append(f"\n{title}: {len(p.of_kind(kind))} calls")
-            for (kernel, source, ins, outs), calls in groups.items():
-                trips = "unknown" if any(c.trips is None for c in calls) else sum(c.trips or 0 for c in calls)
-                moved = calls[0].byte_hops
-                lines.append(f"  {trips:>5} x {kernel:<12} {', '.join(map(str, ins))} -> {', '.join(map(str, outs))}")
-                lines.append(f"          {source}" + (f"; {moved:,} byte-hops each" if moved else ""))
-        return "\n".join(lines)
 
 
 def dot_flops(a: Value, b: Value, out: Value, contracted: tuple[int, ...]) -> int:

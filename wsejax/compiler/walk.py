@@ -67,6 +67,7 @@ class Context:
     def call(self, kind: str, kernel: str, op: Op, ins: Sequence[Layout], outs: Sequence[Layout], **numbers) -> Call:
         return Call(
             kind,
+            op.name,
             kernel,
             tuple(Array.of(v, lay) for v, lay in zip(op.ins, ins, strict=True)),
             tuple(Array.of(v, lay) for v, lay in zip(op.outs, outs, strict=True)),
@@ -130,27 +131,27 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     done: list[Planned] = []
     local = 0
 
-    def record_move(value: Value, src: Layout, dst: Layout, source: str) -> None:
+    def record_move(value: Value, src: Layout, dst: Layout, primitive: str, source: str) -> None:
         if (id(value), dst) in moved or all(move.what == "slice" for move in steps(src, dst)):
             return
         moved.add((id(value), dst))
         hops = byte_hops(value.shape, itemsize_bytes(value.dtype), src, dst, ctx.tiles)
-        calls.append(Call("relayout", "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops))
+        calls.append(Call("relayout", primitive, "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops))
 
     for op in graph.ops:
         step = _step(op, ctx)
         for value, want in zip(op.ins, step.ins, strict=True):
-            record_move(value, have.get(value, whole(value)), want, op.source)
+            record_move(value, have.get(value, whole(value)), want, op.name, op.source)
         calls += step.calls
         local += not step.calls
         keep = [ctx.layouts[v] for v in op.outs]
         for value, got, chosen in zip(op.outs, step.outs, keep, strict=True):
-            record_move(value, got, chosen, op.source)
+            record_move(value, got, chosen, op.name, op.source)
         have.update(zip(op.outs, keep, strict=True))
         done.append((op, step, keep))
     final = [whole(v) if v.const is not None else outside(v) for v in graph.outs] if outs is None else list(outs)
     for value, want in zip(graph.outs, final, strict=True):
-        record_move(value, have.get(value, whole(value)), want, "result of the function")
+        record_move(value, have.get(value, whole(value)), want, "result", "result of the function")
     return Plan(graph, ctx.tiles, ctx.reduction, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
 
 

@@ -59,7 +59,7 @@ def conv(
     if groups > 1:
         xs = jnp.stack(jnp.split(x, groups, axis=1 if feature_groups > 1 else 0))
         ws = jnp.stack(jnp.split(w, groups, axis=0))
-        one = lambda both: conv(*both, strides, padding, x_dilation, w_dilation, 1, 1, precision, preferred_element_type)
+        one = lambda both: conv(both[0], both[1], strides, padding, x_dilation, w_dilation, 1, 1, precision, preferred_element_type)
         return jnp.concatenate(list(lax.map(one, (xs, ws))), axis=1)
     config = [(0, 0, 0), (0, 0, 0), *((lo, hi, d - 1) for (lo, hi), d in zip(padding, x_dilation, strict=True))]
     x = lax.pad(x, jnp.zeros((), x.dtype), config)

@@ -109,11 +109,11 @@ def summa(
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
     keep = {"precision": precision, "preferred_element_type": preferred_element_type}
-    c = None
-    for x, y in _panels(a, b, dimension_numbers, moves, tiles) if accumulate is not None else [(a, b)]:
-        update = dot(x, y, dimension_numbers, **keep)
-        c = update if c is None else c + update
-        c = c if accumulate is None else c.astype(accumulate).astype(update.dtype)
+    rounded = lambda c: c if accumulate is None else c.astype(accumulate).astype(c.dtype)
+    first, *others = [(a, b)] if accumulate is None else _panels(a, b, dimension_numbers, moves, tiles)
+    c = rounded(dot(*first, dimension_numbers, **keep))
+    for x, y in others:
+        c = rounded(c + dot(x, y, dimension_numbers, **keep))
     # nor may it fold a transpose of the result into the product: the operands would change roles, and with them the block's bits
     return lax.optimization_barrier(c) if steady else c
 

@@ -24,7 +24,7 @@ RADIX = 4  # terms added in one pass over memory; on CPU as fast as XLA's own re
 
 
 def tree_reduce(
-    x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Array, Array], Array], identity: float = 0
+    x: Shaped[Array, "..."], dims: tuple[int, ...], op: Callable[[Array, Array], Array], identity: Any = 0
 ) -> Shaped[Array, "..."]:
     """Reduce `dims` in an association that the sizes of those dimensions alone decide; `identity` is the neutral element of `op`.
 

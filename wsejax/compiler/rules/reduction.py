@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +21,12 @@ COMBINE = {
 }  # fmt: skip
 
 
-def identity(name: str, dtype):
+def identity(name: str, dtype) -> Any:
     """The neutral element of a reduction."""
     if name in ("reduce_sum", "reduce_xor", "reduce_or", "reduce_prod"):
         return np.asarray(name == "reduce_prod", dtype)
     if name == "reduce_and":
-        return ~np.zeros((), dtype)
+        return np.invert(np.zeros((), dtype))
     if dtype == jnp.bool_:
         return np.asarray(name == "reduce_min")
     if jnp.issubdtype(dtype, jnp.floating):
