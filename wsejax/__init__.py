@@ -13,6 +13,7 @@ from wsejax.compiler import (
     audit,
     check_hlo,
     jit,
+    with_layout,
 )
 from wsejax.hardware import (
     WSE1,
@@ -30,5 +31,5 @@ from wsejax.hardware import (
 __all__ = [
     "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "DefectMap", "FabricError", "HloReport", "Lowered", "Program", "Remap",
     "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "jit", "remap",
-    "request_cpu_devices",
+    "request_cpu_devices", "with_layout",
 ]  # fmt: skip

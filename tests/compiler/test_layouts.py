@@ -57,7 +57,7 @@ def lowered(config: GPTConfig = CONFIG):
 
 def layouts_of(part: str) -> str:
     """Lines of the layouts below `part` of the state, path and layout only."""
-    lines = [line.split("  (")[0] for line in lowered().layouts().splitlines()]
+    lines = [line.split("  (")[0] for line in lowered().layouts().splitlines() if line.startswith("argument")]
     return "\n".join(line.split(part)[1] for line in lines if f"{part}[" in line)
 
 

@@ -19,8 +19,10 @@ from wsejax.compiler.audit import Audit
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.ir import Value, read
 from wsejax.compiler.layout import Layouts, choose
+from wsejax.compiler.pin import sharding_layout
 from wsejax.compiler.program import Program
 from wsejax.hardware.wafer import Wafer
+from wsejax.kernels.relayout import Layout
 
 
 def jit(
@@ -30,6 +32,7 @@ def jit(
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
+    in_shardings: Any = None,
     strict: bool = True,
 ) -> WaferFunction:
     """`fun` as the wafer would run it: arrays laid over the PE mesh, every byte between PEs moved by neighbour shifts.
@@ -39,6 +42,9 @@ def jit(
       wafer: the machine. Results depend on its tiles, never on its devices or defects.
       donate_argnums: as in `jax.jit`. A donated argument and the result of the same structure are laid out alike.
       static_argnums, static_argnames: as in `jax.jit`; static values must be hashable.
+      in_shardings: as in `jax.jit`, for the dynamic positional arguments: NamedShardings over `wafer.mesh` or PartitionSpecs pin the
+        layouts of arguments; None, here or in the tree, leaves the choice to the compiler. So does an array that lies somewhere already: it
+        is moved. A `jax.ShapeDtypeStruct` with a sharding, given to `lower`, pins too.
       strict: an operation without a rule raises `UnsupportedOpError` when lowering. False gathers its operands over the fabric, computes it
         whole on every block, and shows it in the audit.
 
@@ -47,7 +53,8 @@ def jit(
       laid out over `wafer.mesh`.
 
     Raises:
-      ValueError: `wafer` is not a Wafer, or an argument number is both static and donated.
+      ValueError: `wafer` is not a Wafer, an argument number is both static and donated, or (when it is called) a layout that names an
+        unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
     """
     if not isinstance(wafer, Wafer):
         raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
@@ -62,7 +69,7 @@ def jit(
     names = tuple(sorted({*names, *(known[i] for i in static if i < len(known))}))
     if both := set(donated) & set(static):
         raise ValueError(f"donate_argnums={donated} and static_argnums={static}: argument {min(both)} cannot be both")
-    return WaferFunction(fun, wafer, donated, static, names, strict)
+    return WaferFunction(fun, wafer, donated, static, names, strict, in_shardings)
 
 
 def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
@@ -96,10 +103,12 @@ def _positive(number: int, known: list[str], what: str) -> int:
 class WaferFunction:
     """A function compiled for a wafer, one `Lowered` for every new set of shapes, dtypes and static values."""
 
-    def __init__(self, fun, wafer: Wafer, donated: tuple[int, ...], static: tuple[int, ...], names: tuple[str, ...], strict: bool) -> None:
+    def __init__(
+        self, fun, wafer: Wafer, donated: tuple[int, ...], static: tuple[int, ...], names: tuple[str, ...], strict: bool, pins
+    ) -> None:
         functools.update_wrapper(self, fun, updated=())
         self.fun, self.wafer, self.strict = fun, wafer, strict
-        self._donated, self._static, self._names = donated, static, names
+        self._donated, self._static, self._names, self._in_shardings = donated, static, names, pins
         self._lowered: dict[Any, Lowered] = {}
 
     def lower(self, *args, **kwargs) -> Lowered:
@@ -133,12 +142,31 @@ class WaferFunction:
                     f"static argument {name!r} = {value!r} cannot be hashed, so no compiled program can be kept for it: pass a hashable "
                     "value such as a tuple or a frozen dataclass, or do not make it static"
                 ) from error
-        key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes), fixed)
+        pins = self._pins(dynamic, flat)
+        key = (tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes), fixed, pins)
         if key not in self._lowered:
-            self._lowered[key] = self._lower(shapes, tree, dict(fixed[0]), dict(fixed[1]), len(args))
+            self._lowered[key] = self._lower(shapes, tree, dict(fixed[0]), dict(fixed[1]), len(args), pins)
         return self._lowered[key], flat
 
-    def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int) -> Lowered:
+    def _pins(self, dynamic: tuple, flat: list[Any]) -> tuple[tuple[int, Layout], ...]:
+        """(number of the flat argument, layout) of those that the user chose."""
+        found = {n: x.sharding for n, x in enumerate(flat) if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None}
+        if self._in_shardings is not None:
+            prefix = self._in_shardings if isinstance(self._in_shardings, tuple | list) else (self._in_shardings,) * len(dynamic)
+            is_leaf = lambda s: s is None or isinstance(s, NamedSharding | PartitionSpec)
+            spread = lambda s, part: jax.tree.map(lambda _: (s,), part)
+            try:
+                given = jax.tree.leaves(
+                    jax.tree.map(spread, tuple(prefix), dynamic, is_leaf=is_leaf),
+                    is_leaf=lambda s: isinstance(s, tuple) and is_leaf(*s[:1]),
+                )
+            except ValueError as error:
+                raise ValueError(f"in_shardings={self._in_shardings!r}: not a prefix of the positional arguments: {error}") from error
+            found |= {n: s for n, (s,) in enumerate(given) if s is not None}
+        shape = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
+        return tuple((n, sharding_layout(s, len(flat[n].shape), shape, f"layout of argument {n}")) for n, s in sorted(found.items()))
+
+    def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int, pins) -> Lowered:
         def flat_fun(*flat):
             dynamic, kw = jax.tree.unflatten(tree, flat)
             rest = iter(dynamic)
@@ -155,7 +183,7 @@ class WaferFunction:
         same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
         tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
         devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-        layouts = choose(graph, tiles, same)
+        layouts = choose(graph, tiles, same, {graph.ins[n]: lay for n, lay in pins})
         plan = walk.plan(graph, walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate))
         given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
         return Lowered(self.wafer, plan, layouts, shapes, tree, jax.tree.structure(out), given_away)
@@ -224,15 +252,21 @@ class Lowered:
         return jax.tree.unflatten(self._out_tree, self._shardings(self.plan.outs))
 
     def layouts(self) -> str:
-        """The chosen layouts of arguments and results as text, with the reason for each split dimension."""
-        lines = []
-        paths = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(self._in_tree, list(range(len(self._shapes)))))[0]
-        for path, n in paths:
-            value, lay = self.plan.graph.ins[n], self.plan.ins[n]
-            dims = ", ".join(f"{size}/{a}" if a else str(size) for size, a in zip(value.shape, lay, strict=True))
-            why = {self.chosen.why.get(self.chosen.classes.find((value, d)), "") for d, a in enumerate(lay) if a}
-            lines.append(f"{jax.tree_util.keystr(path)}: {value.dtype}[{dims}]" + (f"  ({'; '.join(sorted(why))})" if why else ""))
-        return "\n".join(lines)
+        """The chosen layouts as text, with the reason for each split dimension: arguments, results, and what products and pins make."""
+        keystr = jax.tree_util.keystr
+        (args, kwargs), outs = (jax.tree.unflatten(t, list(range(t.num_leaves))) for t in (self._in_tree, self._out_tree))
+        graph, named = self.plan.graph, []
+        for label, tree, values, lays in (
+            *((f"argument {i}", a, graph.ins, self.plan.ins) for i, a in enumerate(args)),
+            *((f"argument {k}", a, graph.ins, self.plan.ins) for k, a in kwargs.items()),
+            ("result", outs, graph.outs, self.plan.outs),
+        ):
+            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+            named += [(label + keystr(path), values[n], lays[n]) for path, n in leaves]
+        for op in graph.walk():
+            if op.name in ("dot_general", "conv_general_dilated", "with_layout"):
+                named.append((f"{op.name} at {op.source}", op.outs[0], self.chosen[op.outs[0]]))
+        return "\n".join(dict.fromkeys(f"{name}: {self.chosen.explain(value, lay)}" for name, value, lay in named))
 
     @functools.cached_property
     def _jitted(self):
@@ -256,7 +290,18 @@ class Lowered:
         return compiled
 
     def place(self, flat: Sequence[Any]) -> list[Any]:
-        """Arguments laid out over the mesh; those that are already are passed on."""
+        """Arguments laid out over the mesh; those that are already are passed on.
+
+        Raises:
+          ValueError: arguments lie on the meshes of two wafers.
+        """
+        shardings = [getattr(x, "sharding", None) for x in flat]
+        meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.axis_names == fabric.AXES}
+        if len(meshes) > 1:
+            raise ValueError(
+                f"arguments lie on the meshes of {len(meshes)} wafers ({'; '.join(str(dict(m.shape)) for m in meshes)}): move them to one "
+                "first, for example with jax.device_put(x, lowered.in_shardings) or jax.device_get"
+            )
         return [
             x if isinstance(x, jax.core.Tracer) or getattr(x, "sharding", None) == s else jax.device_put(x, s)
             for x, s in zip(flat, self._flat_in_shardings, strict=True)

@@ -6,10 +6,11 @@ Laws:
 * a class is split only if every value in it can be: its size divides by the tiles of the axis, or all its values have one size, at
   least as large as the number of tiles, and are padded. A dimension that divides goes before one that has to be padded.
 
-Choice, in program order: where a product has an argument of the program (a weight) as an operand, the weight lies (contracted/y,
-kept/x) and the other operand (kept/y, contracted/x), so that products forward and backward keep activations on (tokens/y, features/x)
-and weights on (in/y, out/x). A table that is indexed lies (rows/y, features/x). The other products' results follow their operands.
-Arguments that no product decides take their first two dimensions.
+Choice: what the user pinned comes first, and the classes of its dimensions follow where they can. Then, in program order: where a
+product has an argument of the program (a weight) as an operand, the weight lies (contracted/y, kept/x) and the other operand (kept/y,
+contracted/x), so that products forward and backward keep activations on (tokens/y, features/x) and weights on (in/y, out/x). A
+convolution does as a product of its features. A table that is indexed lies (rows/y, features/x). The other products' results follow
+their operands. Arguments that no product decides take their first two dimensions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 from wsejax.compiler.dims import Classes, Dim, classify
 from wsejax.compiler.ir import Graph, Op, Value, scan_split
+from wsejax.compiler.pin import check_sizes
 from wsejax.kernels.relayout import Layout
 
 ROWS, COLS = "y", "x"
@@ -44,6 +46,7 @@ class Layouts:
     tiles: Mapping[str, int]
     axis: dict[Dim, str] = dataclasses.field(default_factory=dict)  # keyed by the class's representative
     why: dict[Dim, str] = dataclasses.field(default_factory=dict)
+    pinned: dict[Value, Layout] = dataclasses.field(default_factory=dict)
 
     def of(self, dim: Dim) -> str | None:
         return self.axis.get(self.classes.find(dim))
@@ -51,11 +54,19 @@ class Layouts:
     def __getitem__(self, value: Value) -> Layout:
         if value.const is not None or 0 in value.shape:
             return (None,) * value.ndim
+        if value in self.pinned:
+            return self.pinned[value]
         out: list[str | None] = []
         for d in range(value.ndim):
             axis = self.of((value, d))
             out.append(axis if axis not in out else None)  # a class that a value has twice splits its first dimension
         return tuple(out)
+
+    def explain(self, value: Value, layout: Layout) -> str:
+        """A value's dtype, dimensions with their axes, and why they are split."""
+        dims = ", ".join(f"{n}/{a}" if a else str(n) for n, a in zip(value.shape, layout, strict=True))
+        why = {self.why.get(self.classes.find((value, d)), "pinned here") for d, a in enumerate(layout) if a}
+        return f"{value.dtype}[{dims}]" + (f"  ({'; '.join(sorted(why))})" if why else "")
 
     def unpadded(self, value: Value) -> Layout:
         """A value's layout with the dimensions whole that would have to be padded."""
@@ -97,19 +108,26 @@ class Layouts:
         any(self._put((value, d), axis, why, padding) for padding in (False, True) for d in free for axis in axes)
 
 
-def choose(graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, Value]] = ()) -> Layouts:
+def choose(
+    graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, Value]] = (), pins: Mapping[Value, Layout] | None = None
+) -> Layouts:
     """Layouts of all values of `graph`.
 
     Args:
       graph: the program.
       tiles: number of tiles along each mesh axis.
       same: pairs of an argument and the result that takes its place in the next call; they are laid out alike.
+      pins: layouts of arguments that the user chose; `with_layout` adds those inside the program.
+
+    Raises:
+      ValueError: a pinned dimension is smaller than the number of tiles it would be split over.
     """
     classes = classify(graph)
     for a, b in same:
         for d in range(a.ndim):
             classes.join((a, d), (b, d))
     layouts = Layouts(classes, tiles)
+    _pin(layouts, graph, same, pins or {})
     weights = _weights(graph)
     for op in graph.walk():
         if op.name == "dot_general":
@@ -125,6 +143,20 @@ def choose(graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, V
             for d, axis in zip(dims[:2] if v.ndim > 1 else dims, (ROWS, COLS) if v.ndim > 1 else (COLS,), strict=False):
                 layouts.put((v, d), axis, f"argument {v}: no product decides")
     return layouts
+
+
+def _pin(layouts: Layouts, graph: Graph, same: Sequence[tuple[Value, Value]], pins: Mapping[Value, Layout]) -> None:
+    wanted = [(v, lay, f"argument {v} pinned to {lay}") for v, lay in pins.items()]
+    wanted += [(b, pins[a], f"the argument whose place it takes is pinned to {pins[a]}") for a, b in same if a in pins]
+    for op in graph.walk():
+        if op.name == "with_layout":
+            wanted.append((op.outs[0], op.params["layout"], f"with_layout at {op.source}"))
+    for value, lay, why in wanted:
+        check_sizes(value.shape, lay, layouts.tiles, why)
+        layouts.pinned[value] = lay
+        for d, axis in enumerate(lay):
+            if axis:
+                layouts.put((value, d), axis, why)
 
 
 def _scanned(op: Op) -> list[Value]:

@@ -49,6 +49,12 @@ def barrier(op: Op, ctx: Context) -> Step:
     return Step(lays, lays, lambda *xs: lax.optimization_barrier(xs))
 
 
+@rule("with_layout")
+def pinned(op: Op, ctx: Context) -> Step:
+    lay = ctx.layouts[op.outs[0]]
+    return Step([lay], [lay], lambda x: [x])
+
+
 @rule("device_put")
 def device_put(op: Op, ctx: Context) -> Step:
     """Where in a machine's memory an array lies is not the program's business here."""
