@@ -1,18 +1,24 @@
 """wsejax: a functional emulator of a wafer-scale engine, in JAX."""
 
+from wsejax import fabric
 from wsejax.compiler import (
     Audit,
     Call,
     Compiled,
+    Context,
     FabricError,
     HloReport,
     Lowered,
+    Op,
     Program,
+    Step,
     UnsupportedOpError,
     WaferFunction,
     audit,
     check_hlo,
     jit,
+    register_rule,
+    wafer_map,
     with_layout,
 )
 from wsejax.hardware import (
@@ -29,7 +35,7 @@ from wsejax.hardware import (
 )
 
 __all__ = [
-    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "DefectMap", "FabricError", "HloReport", "Lowered", "Program", "Remap",
-    "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "jit", "remap",
-    "request_cpu_devices", "with_layout",
+    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "Context", "DefectMap", "FabricError", "HloReport", "Lowered", "Op", "Program",
+    "Remap", "Step", "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "fabric",
+    "jit", "register_rule", "remap", "request_cpu_devices", "wafer_map", "with_layout",
 ]  # fmt: skip

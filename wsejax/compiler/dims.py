@@ -233,7 +233,7 @@ def batch_dims(op: Op) -> int:
     return op.ins[0].ndim - (len(lengths) if lengths is not None else 1 if op.name == "tridiagonal_solve" else 2)
 
 
-@links("iota", "random_bits", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed", "random_clone",
+@links("wafer_map", "iota", "random_bits", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed", "random_clone",
        "rng_bit_generator", "threefry2x32", "random_gamma", "rng_uniform")  # fmt: skip
 def _(op: Op):
     return iter(())

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -198,6 +198,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         params = dict(eqn.params)
+        params.update(dict.fromkeys(params.keys() & {"sharding", "out_sharding"}))  # of a mesh outside: layouts are chosen here
         if name == "reshape" and params.get("dimensions") is not None:  # the transpose that it hides is an op of its own
             turned = Value(tuple(ins[0].shape[d] for d in params["dimensions"]), ins[0].dtype)
             ops.append(Op("transpose", jax.lax.transpose_p, {"permutation": params["dimensions"]}, ins, [turned], source))
@@ -240,3 +241,27 @@ def scan_split(op: Op) -> tuple[int, int]:
     carry = sum(o.ndim == v.ndim for o, v in zip(op.outs, body.outs, strict=True))
     scanned = sum(i.ndim != v.ndim for i, v in zip(op.ins, body.ins, strict=True))
     return len(op.ins) - scanned - carry, carry
+
+
+COLLECTIVES = {
+    "psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute", "all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter",
+    "psum_scatter", "ragged_all_to_all", "pgather", "pbroadcast",
+}  # fmt: skip
+
+
+def collectives(closed, devices: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """(name, bytes times hops on all lines of the device mesh) of every collective in a jaxpr; loops multiply it, a `while` counts once."""
+
+    def walk(jaxpr, trips: int) -> Iterator[tuple[str, int]]:
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            if name in COLLECTIVES:
+                axes = eqn.params.get("axis_name") or ()
+                hops = sum(abs(b - a) for a, b in eqn.params.get("perm", ()))
+                lines = math.prod(n for a, n in devices.items() if a not in axes)
+                yield name, trips * hops * lines * sum(_value(v.aval).size_bytes for v in eqn.invars)
+            times = trips * eqn.params["length"] if name == "scan" else trips
+            for inner in jec.jaxprs_in_params(eqn.params):
+                yield from walk(_open(inner)[0], times)
+
+    yield from walk(_open(closed)[0], 1)

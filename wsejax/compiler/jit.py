@@ -17,6 +17,7 @@ from wsejax.compiler import rules as _rules  # noqa: F401  registers the rules
 from wsejax.compiler import walk
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.extend import inside_wse_jit
 from wsejax.compiler.ir import Value, read
 from wsejax.compiler.layout import Layouts, choose
 from wsejax.compiler.pin import sharding_layout
@@ -174,7 +175,11 @@ class WaferFunction:
 
         functools.update_wrapper(flat_fun, self.fun, updated=())
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # traced knowing nothing of any mesh
-            closed, out = jax.make_jaxpr(flat_fun, return_shape=True)(*shapes)
+            token = inside_wse_jit.set(True)
+            try:
+                closed, out = jax.make_jaxpr(flat_fun, return_shape=True)(*shapes)
+            finally:
+                inside_wse_jit.reset(token)
         graph = read(closed)
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
         dynamic, _ = jax.tree.unflatten(tree, list(numbers))

@@ -132,6 +132,11 @@ def choose(
     for op in graph.walk():
         if op.name == "dot_general":
             _product(layouts, op, weights)
+        elif op.name == "wafer_map":
+            kernel = op.params["kernel"]
+            for v, spec in zip((*op.ins, *op.outs), (*kernel.in_specs, *kernel.out_specs), strict=True):
+                for d, axis in enumerate(spec):
+                    layouts.put_first(v, [d], axis or "", f"kernel at {op.source}")
         elif op.name == "conv_general_dilated":
             _convolution(layouts, op)
         elif op.name == "gather" and id(op.ins[0]) in weights:

@@ -52,7 +52,7 @@ def as_layout(spec: Any, ndim: int, what: str) -> Layout:
     Raises:
       ValueError: see `with_layout`; `what` names the argument in the message.
     """
-    lay = tuple(entry[0] if isinstance(entry, tuple) and len(entry) == 1 else entry for entry in spec)
+    lay: tuple[Any, ...] = tuple(entry[0] if isinstance(entry, tuple) and len(entry) == 1 else entry for entry in spec)
     if bad := [entry for entry in lay if entry is not None and entry not in fabric.AXES]:
         raise ValueError(f"{what}={spec}: {bad[0]!r} is not an axis of the wafer; a dimension is split over 'y', 'x' or nothing (None)")
     if twice := [axis for axis in fabric.AXES if lay.count(axis) > 1]:

@@ -177,7 +177,14 @@ def _waves(steps: list[Planned]) -> list[list[Planned]]:
 
 def _step(op: Op, ctx: Context) -> Step:
     if op.name in RULES:
-        return RULES[op.name](op, ctx)
+        step = RULES[op.name](op, ctx)
+        for what, given, values in (("operand", step.ins, op.ins), ("result", step.outs, op.outs)):
+            if [len(lay) for lay in given] != [v.ndim for v in values]:
+                raise ValueError(
+                    f"the rule of {op.name} gives {len(given)} {what} layouts for {len(values)} {what}s: {list(given)} for "
+                    f"{', '.join(map(str, values))}; it must give one for each, with an entry for each dimension"
+                )
+        return step
     if ctx.strict:
         shapes = ", ".join(map(str, op.ins))
         raise UnsupportedOpError(

@@ -55,7 +55,7 @@ def pinned(op: Op, ctx: Context) -> Step:
     return Step([lay], [lay], lambda x: [x])
 
 
-@rule("device_put")
+@rule("device_put", "reshard")
 def device_put(op: Op, ctx: Context) -> Step:
     """Where in a machine's memory an array lies is not the program's business here."""
     lays = [ctx.layouts[v] for v in op.ins]
