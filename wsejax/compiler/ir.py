@@ -216,7 +216,7 @@ def _constant_like(literal) -> Value:
 
 def _barrier(ins: list[Value], ops: list[Op], source: str) -> list[Value]:
     """Keeps XLA from merging a recomputed forward pass with the first one, which would undo the user's remat."""
-    moving = [v for v in ins if v.const is None]
+    moving = list({id(v): v for v in ins if v.const is None}.values())
     outs = {id(v): Value(v.shape, v.dtype) for v in moving}
     if moving:
         ops.append(Op("optimization_barrier", None, {}, moving, list(outs.values()), source))
