@@ -18,7 +18,7 @@ def forward(params, x):
     for n, p in enumerate(params):
         x = x @ p["w"] + p["b"]
         if n < len(params) - 1:
-            x = jax.nn.relu(x)
+            x = jax.nn.gelu(x)
     return x
 
 
