@@ -12,21 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tests.conformance.programs import (
-    decode,
-    encoder,
-    gpt,
-    heat,
-    kmeans,
-    mamba,
-    mlp,
-    moe,
-    poisson,
-    resnet,
-    ridge,
-    seq2seq,
-    sorting,
-)  # fmt: skip
+from tests.conformance.programs import decode, encoder, gpt, heat, kmeans, mamba, mlp, moe, poisson, resnet, ridge, seq2seq, sorting
 
 
 @dataclasses.dataclass(frozen=True)
