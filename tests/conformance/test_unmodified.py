@@ -1,0 +1,28 @@
+"""Programs that know nothing of the wafer: `wse.jit` runs each as it stands, strictly, and gives what plain `jax.jit` gives."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from tests.conformance.against_plain import assert_as_plain, assert_as_plain_in_the_same_bits_on, on_wafer
+from tests.conformance.programs import PROGRAMS
+
+
+@pytest.fixture(autouse=True)
+def as_jax_comes():
+    """Other people's programs broadcast; the house's own may not."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_gives_what_plain_jax_gives(name):
+    assert_as_plain(PROGRAMS[name], on_wafer(PROGRAMS[name], (2, 2), (2, 2)))
+
+
+@pytest.mark.slow  # three compilations
+@pytest.mark.parametrize("tiles", [(2, 2), (4, 4)], ids=str)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_gives_the_same_bits_on_every_device_mesh_and_what_plain_jax_gives(name, tiles):
+    assert_as_plain_in_the_same_bits_on([(1, 1), (1, 2), (2, 2)], PROGRAMS[name], tiles)
