@@ -1,11 +1,15 @@
 """wsejax: a functional emulator of a wafer-scale engine, in JAX."""
 
 from wsejax.compiler import (
+    ArtefactError,
     Audit,
+    CacheInfo,
     Call,
     Compiled,
+    Exported,
     FabricError,
     HloReport,
+    LoadedFunction,
     Lowered,
     Program,
     UnsupportedOpError,
@@ -13,6 +17,7 @@ from wsejax.compiler import (
     audit,
     check_hlo,
     jit,
+    load_exported,
     with_layout,
 )
 from wsejax.hardware import (
@@ -29,7 +34,7 @@ from wsejax.hardware import (
 )
 
 __all__ = [
-    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "DefectMap", "FabricError", "HloReport", "Lowered", "Program", "Remap",
-    "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "jit", "remap",
-    "request_cpu_devices", "with_layout",
+    "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "DefectMap", "Exported", "FabricError", "HloReport",
+    "LoadedFunction", "Lowered", "Program", "Remap", "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec",
+    "audit", "check_hlo", "jit", "load_exported", "remap", "request_cpu_devices", "with_layout",
 ]  # fmt: skip
