@@ -2,12 +2,16 @@
 
 from wsejax import fabric
 from wsejax.compiler import (
+    ArtefactError,
     Audit,
+    CacheInfo,
     Call,
     Compiled,
     Context,
+    Exported,
     FabricError,
     HloReport,
+    LoadedFunction,
     Lowered,
     Op,
     Program,
@@ -17,6 +21,7 @@ from wsejax.compiler import (
     audit,
     check_hlo,
     jit,
+    load_exported,
     register_rule,
     wafer_map,
     with_layout,
@@ -35,7 +40,8 @@ from wsejax.hardware import (
 )
 
 __all__ = [
-    "WSE1", "WSE2", "WSE3", "Audit", "Call", "Compiled", "Context", "DefectMap", "FabricError", "HloReport", "Lowered", "Op", "Program",
-    "Remap", "Step", "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "fabric",
-    "jit", "register_rule", "remap", "request_cpu_devices", "wafer_map", "with_layout",
+    "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "DefectMap", "Exported",
+    "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Step", "UnsupportedOpError",
+    "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "fabric", "jit", "load_exported",
+    "register_rule", "remap", "request_cpu_devices", "wafer_map", "with_layout",
 ]  # fmt: skip

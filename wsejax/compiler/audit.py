@@ -28,11 +28,12 @@ class Audit:
     """Which operations ran on the fabric, which had to move data first, and which could not, with the user's source lines.
 
     Print it, or with rich; `to_dict` gives the same as data. `clean` says that nothing was computed off the fabric. `hlo` is what
-    `wse.check_hlo` found in the compiled program, None as long as it has not been compiled.
+    `wse.check_hlo` found in the compiled program, None as long as it has not been compiled; `cache` what the cache did, None without one.
     """
 
     program: Program
     hlo: HloReport | None = None
+    cache: str | None = None
 
     @property
     def clean(self) -> bool:
@@ -73,6 +74,7 @@ class Audit:
             "off_fabric_bytes": sum(row["off_fabric_bytes"] for row in rows),
             "local_ops": self.program.local_ops,
             "hlo": None if self.hlo is None else {"permutes": self.hlo.permutes, "links": sorted(map(list, self.hlo.links))},
+            "cache": self.cache,
             "rows": rows,
         }
 
@@ -81,6 +83,7 @@ class Audit:
         size = f"{p.tiles[0]} x {p.tiles[1]} tiles"
         head = f"wafer program: {size}, {p.byte_hops:,} link bytes a call (a tile a device), {p.local_ops} local ops"
         parts: list[Any] = [head, f"compiled: {self.hlo}" if self.hlo else "compiled: not yet, so its HLO is not checked"]
+        parts += [f"cache: {self.cache}"] if self.cache else []
         for kind, title in TITLES.items():
             of_kind = [row for row in rows if row["kind"] == kind]
             parts.append(f"\n{title}: {len(of_kind)} kinds of calls")

@@ -6,6 +6,7 @@ The only file that touches `jax.extend`, which carries no promise of stability.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import sysconfig
@@ -97,18 +98,23 @@ def source_line(eqn) -> str:
     """file:line (function) of the user's code behind an equation: the innermost frame outside JAX, flax, optax and wsejax;
     empty if there is none (a function that JAX traced before, for another caller)."""
     traceback = eqn.source_info.traceback
-    frames = traceback.frames if traceback is not None else []
+    for frame in traceback.frames if traceback is not None else []:
+        if path := _users_file(frame.file_name):
+            line = getattr(frame, "line_num", None) or getattr(frame, "start_line", 0)
+            shown = os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else os.sep.join(path.split(os.sep)[-2:])
+            return f"{shown}:{line} ({frame.function_name})"
+    return ""
+
+
+@functools.cache  # a program has tens of thousands of frames, in a few files
+def _users_file(file_name: str) -> str:
+    """The real path of a file of the user's; empty for one of the libraries."""
+    path = os.path.realpath(file_name)
     site = tuple(dict.fromkeys(os.path.realpath(sysconfig.get_paths()[k]) + os.sep for k in ("purelib", "platlib")))
     here = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
-    for frame in frames:
-        path = os.path.realpath(frame.file_name)
-        inside = next((path[len(root) :] for root in site if path.startswith(root)), None)
-        if path.startswith(here) or (inside is not None and inside.split(os.sep)[0] in _LIBRARIES) or path.startswith("<"):
-            continue
-        line = getattr(frame, "line_num", None) or getattr(frame, "start_line", 0)
-        shown = os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else os.sep.join(path.split(os.sep)[-2:])
-        return f"{shown}:{line} ({frame.function_name})"
-    return ""
+    inside = next((path[len(root) :] for root in site if path.startswith(root)), None)
+    ours = path.startswith((here, "<")) or (inside is not None and inside.split(os.sep)[0] in _LIBRARIES)
+    return "" if ours else path
 
 
 def read(closed, caller: str = "unknown source") -> Graph:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
+import os
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from wsejax import fabric
 from wsejax.compiler import rules as _rules  # noqa: F401  registers the rules
 from wsejax.compiler import walk
+from wsejax.compiler.arguments import abstract, argument_lines
 from wsejax.compiler.audit import Audit
-from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.cache import CacheInfo, cache_folder, find
 from wsejax.compiler.extend import inside_wse_jit
 from wsejax.compiler.ir import Value, read
 from wsejax.compiler.layout import Layouts, choose
+from wsejax.compiler.lowered import Lowered
 from wsejax.compiler.pin import sharding_layout
-from wsejax.compiler.program import Program
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -35,6 +37,7 @@ def jit(
     static_argnames: str | Sequence[str] = (),
     in_shardings: Any = None,
     strict: bool = True,
+    cache: str | os.PathLike[str] | bool | None = None,
 ) -> WaferFunction:
     """`fun` as the wafer would run it: arrays laid over the PE mesh, every byte between PEs moved by neighbour shifts.
 
@@ -48,14 +51,16 @@ def jit(
         is moved. A `jax.ShapeDtypeStruct` with a sharding, given to `lower`, pins too.
       strict: an operation without a rule raises `UnsupportedOpError` when lowering. False gathers its operands over the fabric, computes it
         whole on every block, and shows it in the audit.
+      cache: folder in which compiled programs are kept from one process to the next (`Compiled.cache`, `Lowered.explain`). None: the
+        environment variable WSEJAX_CACHE_DIR, and without it no cache; False: no cache. Only share it with those whose code you would run.
 
     Returns:
       A function of the same arguments and results. Arguments may be numpy or JAX arrays laid out in any way; results come
       laid out over `wafer.mesh`.
 
     Raises:
-      ValueError: `wafer` is not a Wafer, an argument number is both static and donated, or (when it is called) a layout that names an
-        unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
+      ValueError: `wafer` is not a Wafer, an argument number is both static and donated, `cache` cannot be a folder, or (when it is
+        called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
     """
     if not isinstance(wafer, Wafer):
         raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
@@ -70,7 +75,7 @@ def jit(
     names = tuple(sorted({*names, *(known[i] for i in static if i < len(known))}))
     if both := set(donated) & set(static):
         raise ValueError(f"donate_argnums={donated} and static_argnums={static}: argument {min(both)} cannot be both")
-    return WaferFunction(fun, wafer, donated, static, names, strict, in_shardings)
+    return WaferFunction(fun, wafer, donated, static, names, strict, in_shardings, cache_folder(cache))
 
 
 def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
@@ -105,10 +110,18 @@ class WaferFunction:
     """A function compiled for a wafer, one `Lowered` for every new set of shapes, dtypes and static values."""
 
     def __init__(
-        self, fun, wafer: Wafer, donated: tuple[int, ...], static: tuple[int, ...], names: tuple[str, ...], strict: bool, pins
+        self,
+        fun,
+        wafer: Wafer,
+        donated: tuple[int, ...],
+        static: tuple[int, ...],
+        names: tuple[str, ...],
+        strict: bool,
+        pins: Any,
+        cache: Path | None,
     ) -> None:
         functools.update_wrapper(self, fun, updated=())
-        self.fun, self.wafer, self.strict = fun, wafer, strict
+        self.fun, self.wafer, self.strict, self._cache = fun, wafer, strict, cache
         self._donated, self._static, self._names, self._in_shardings = donated, static, names, pins
         self._lowered: dict[Any, Lowered] = {}
 
@@ -130,7 +143,7 @@ class WaferFunction:
         dynamic = tuple(a for i, a in enumerate(args) if i not in static)
         dynamic_kw = {k: v for k, v in kwargs.items() if k not in self._names}
         flat, tree = jax.tree.flatten((dynamic, dynamic_kw))
-        shapes = tuple(_abstract(x) for x in flat)
+        shapes = tuple(abstract(x) for x in flat)
         fixed = (
             tuple((i, args[i]) for i in sorted(static) if i < len(args)),
             tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))),
@@ -168,6 +181,8 @@ class WaferFunction:
         return tuple((n, sharding_layout(s, len(flat[n].shape), shape, f"layout of argument {n}")) for n, s in sorted(found.items()))
 
     def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int, pins) -> Lowered:
+        start = time.perf_counter()
+
         def flat_fun(*flat):
             dynamic, kw = jax.tree.unflatten(tree, flat)
             rest = iter(dynamic)
@@ -186,17 +201,22 @@ class WaferFunction:
         places = [i for i in range(count) if i not in fixed]
         donated = [dynamic[places.index(i)] for i in self._donated]
         same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
-        tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
-        devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-        layouts = choose(graph, tiles, same, {graph.ins[n]: lay for n, lay in pins})
-        plan = walk.plan(graph, walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate))
         given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
-        return Lowered(self.wafer, plan, layouts, shapes, tree, jax.tree.structure(out), given_away)
 
+        @functools.cache
+        def planned() -> tuple[Layouts, walk.Plan]:
+            tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
+            devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
+            layouts = choose(graph, tiles, same, {graph.ins[n]: lay for n, lay in pins})
+            ctx = walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate)
+            return layouts, walk.plan(graph, ctx)
 
-def _abstract(x) -> jax.ShapeDtypeStruct:
-    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)))
+        name, options = getattr(self, "__name__", "function"), {"donated": given_away, "pinned": pins, "strict": self.strict}
+        entry, why = find(self._cache, name, graph, argument_lines(shapes, tree), options, same, self.wafer)
+        if entry is None or not entry.found:
+            planned()  # refuses what it cannot do; what is stored was planned before
+        info = CacheInfo("off", time.perf_counter() - start, why=why)
+        return Lowered(name, self.wafer, planned, shapes, tree, jax.tree.structure(out), given_away, entry, info)
 
 
 def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list[tuple[Value, Value]]:
@@ -210,134 +230,3 @@ def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list
         ]:
             return [(ins[i], outs[o]) for i, o in zip(jax.tree.leaves(arg), leaves, strict=True)]
     return []
-
-
-@dataclasses.dataclass(eq=False)
-class Lowered:
-    """A function planned for one wafer and one set of shapes, as `jax.stages.Lowered`."""
-
-    wafer: Wafer
-    plan: walk.Plan
-    chosen: Layouts
-    _shapes: Sequence[jax.ShapeDtypeStruct]
-    _in_tree: Any
-    _out_tree: Any
-    _given_away: tuple[int, ...]
-    _checked: HloReport | None = None
-
-    @property
-    def program(self) -> Program:
-        """What happens on the fabric, as data."""
-        return Program(tuple(self.plan.calls), self.plan.local_ops, self.wafer.tiles)
-
-    def audit(self) -> Audit:
-        """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found.
-
-        Raises:
-          FabricError: the compiled program breaks the law of `wse.check_hlo`.
-        """
-        return Audit(self.program, self._checked)
-
-    def _shardings(self, layouts) -> list[NamedSharding]:
-        return [NamedSharding(self.wafer.mesh, PartitionSpec(*lay)) for lay in layouts]
-
-    @functools.cached_property
-    def _flat_in_shardings(self) -> list[NamedSharding]:
-        return self._shardings(self.plan.ins)
-
-    @property
-    def in_shardings(self):
-        """`NamedSharding` of every dynamic argument: a tuple like the arguments, or (tuple, dict) where there are keyword arguments."""
-        args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
-        return (args, kwargs) if kwargs else args
-
-    @property
-    def out_shardings(self):
-        """`NamedSharding` of every result, in the structure of the results."""
-        return jax.tree.unflatten(self._out_tree, self._shardings(self.plan.outs))
-
-    def layouts(self) -> str:
-        """The chosen layouts as text, with the reason for each split dimension: arguments, results, and what products and pins make."""
-        keystr = jax.tree_util.keystr
-        (args, kwargs), outs = (jax.tree.unflatten(t, list(range(t.num_leaves))) for t in (self._in_tree, self._out_tree))
-        graph, named = self.plan.graph, []
-        for label, tree, values, lays in (
-            *((f"argument {i}", a, graph.ins, self.plan.ins) for i, a in enumerate(args)),
-            *((f"argument {k}", a, graph.ins, self.plan.ins) for k, a in kwargs.items()),
-            ("result", outs, graph.outs, self.plan.outs),
-        ):
-            leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-            named += [(label + keystr(path), values[n], lays[n]) for path, n in leaves]
-        for op in graph.walk():
-            if op.name in ("dot_general", "conv_general_dilated", "with_layout"):
-                named.append((f"{op.name} at {op.source}", op.outs[0], self.chosen[op.outs[0]]))
-        return "\n".join(dict.fromkeys(f"{name}: {self.chosen.explain(value, lay)}" for name, value, lay in named))
-
-    @functools.cached_property
-    def _jitted(self):
-        mesh = self.wafer.mesh
-        specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
-        body = fabric.on_mesh(lambda *blocks: tuple(walk.run(self.plan, *blocks)), mesh, specs(self.plan.ins), specs(self.plan.outs))
-        return jax.jit(body, in_shardings=tuple(self._flat_in_shardings), donate_argnums=self._given_away)
-
-    @functools.cached_property
-    def _stage(self):
-        return self._jitted.lower(*self._shapes)
-
-    def as_text(self) -> str:
-        """The StableHLO text handed to XLA."""
-        return self._stage.as_text()
-
-    def compile(self) -> Compiled:
-        """Compile for the wafer's devices."""
-        compiled = Compiled(self, self._stage.compile())
-        self._checked = check_hlo(compiled)
-        return compiled
-
-    def place(self, flat: Sequence[Any]) -> list[Any]:
-        """Arguments laid out over the mesh; those that are already are passed on.
-
-        Raises:
-          ValueError: arguments lie on the meshes of two wafers.
-        """
-        shardings = [getattr(x, "sharding", None) for x in flat]
-        meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.axis_names == fabric.AXES}
-        if len(meshes) > 1:
-            raise ValueError(
-                f"arguments lie on the meshes of {len(meshes)} wafers ({'; '.join(str(dict(m.shape)) for m in meshes)}): move them to one "
-                "first, for example with jax.device_put(x, lowered.in_shardings) or jax.device_get"
-            )
-        return [
-            x if isinstance(x, jax.core.Tracer) or getattr(x, "sharding", None) == s else jax.device_put(x, s)
-            for x, s in zip(flat, self._flat_in_shardings, strict=True)
-        ]
-
-    def run(self, flat: Sequence[Any]):
-        """Run on flat dynamic arguments."""
-        return jax.tree.unflatten(self._out_tree, self._jitted(*self.place(flat)))
-
-
-@dataclasses.dataclass(eq=False)
-class Compiled:
-    """A compiled function, as `jax.stages.Compiled`; called with the dynamic arguments."""
-
-    lowered: Lowered
-    stage: jax.stages.Compiled
-
-    def as_text(self) -> str:
-        """The optimised HLO text."""
-        return self.stage.as_text() or ""
-
-    def cost_analysis(self):
-        return self.stage.cost_analysis()
-
-    def memory_analysis(self):
-        return self.stage.memory_analysis()
-
-    def __call__(self, *args, **kwargs):
-        flat, tree = jax.tree.flatten((args, kwargs))
-        if tree != self.lowered._in_tree:
-            raise ValueError(
-                f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure"
-            )
-        return jax.tree.unflatten(self.lowered._out_tree, self.stage(*self.lowered.place(flat)))
