@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 
-from wsejax.compiler.ir import Graph, Value, read
+from wsejax.compiler.ir import Graph, Primitive, Value, read
 from wsejax.compiler.walk import RULES
 from wsejax.hardware.wafer import Wafer
 
@@ -180,7 +180,7 @@ def program_lines(graph: Graph) -> list[str]:
         if indent:  # those of the program are the arguments
             lines.append(f"{indent}from {ins}")
         for op in graph.ops:
-            skipped = _BODIES | _COUNTED if op.bodies else ()
+            skipped = _BODIES | _COUNTED if op.bodies else {"computation"} if "jaxpr" in op.params else ()  # what the jaxpr says again
             try:
                 params = " ".join(f"{k}={canonical(v)}" for k, v in sorted(op.params.items()) if k not in skipped)
             except UncacheableError as error:
@@ -224,6 +224,8 @@ def canonical(x: Any) -> str:
         return f"dict({', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in x.items()))})"
     if isinstance(x, set | frozenset):
         return f"set({', '.join(sorted(map(canonical, x)))})"
+    if isinstance(x, Primitive) and any(p is x for p in _jax_primitives()):
+        return x.name
     if hasattr(x, "eqns"):  # a jaxpr, which an op holds to say how it combines elements
         held = read(x)
         return " ; ".join([", ".join(map(str, held.ins)), *program_lines(held)])

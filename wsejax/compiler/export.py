@@ -71,7 +71,7 @@ def export(
         "donated": () if vjp_order else tuple(donated),  # a derivative needs the arguments once more
         "results": _described(trees[1], {t: path for t, path in _subtrees(trees[0])}),
     }
-    exported = jax.export.export(jitted, platforms=tuple(platforms or (artefact.platform(wafer.mesh),)))(*shapes)
+    exported = jax.export.export(jitted, platforms=tuple(platforms or (artefact.platform(wafer.mesh),)))(*shapes)  # pyright: ignore[reportArgumentType]
     return Exported(header, exported, vjp_order)
 
 
