@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from tests.compiler.test_fabric_only import assert_only_neighbours, links
 from tests.fabric.grids import executed_byte_hops, mesh_of, permutes
 from wsejax import fabric
 from wsejax.kernels.attention import ring_attention, ring_byte_hops
@@ -204,6 +205,15 @@ def test_tiles_that_share_a_device_send_one_tile_each_way_a_step():
     assert [size for size, _, _ in moved] == [k.nbytes * 2 // 8] * (7 * 2)
     assert {tuple(pairs) for _, pairs, _ in moved} == {((0, 1),), ((1, 0),)}
     assert not list(permutes(case.placed((1, 1), "x", None), q, k, v, mask))
+
+
+@pytest.mark.parametrize("place", [((2, 2), "y", 0), ((1, 4), "x", 2)], ids=str)
+def test_the_compiled_program_has_no_collective_but_shifts_between_neighbours(place):
+    """Blocks split over both axes: JAX itself adds up the gradient of what `on_mesh` is given replicated, by a sum over devices."""
+    case = Case(32, 32, 4, 4, masked=True, tiles=8)
+    text = with_gradients(case.placed(*place)).lower(*case.operands()).compile().as_text()
+    assert_only_neighbours(text, place[0])
+    assert links(text)
 
 
 def arrays(jaxpr):
