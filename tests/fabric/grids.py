@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -32,19 +33,21 @@ def on_layouts(fun: Callable, devices: Grid, ins: Sequence[Layout], out: Layout)
 
 
 def permutes(fun: Callable, *args) -> Iterator[tuple[int, list[tuple[int, int]], str]]:
-    """(bytes a device sends, pairs, axis) of every ppermute in the jaxpr of `fun`. No loop may hold one: its trips are not counted."""
+    """(bytes a device sends, pairs, axis) of every ppermute in the jaxpr of `fun`, as often as it runs. None may be in a while or cond."""
 
-    def walk(jaxpr, looped: bool):
+    def walk(jaxpr, trips: int):
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "ppermute":
-                assert not looped, "a ppermute inside a loop runs more than once"
+                assert trips, "nobody knows how often a ppermute inside a while or a cond runs"
                 aval = eqn.invars[0].aval
                 name = eqn.params["axis_name"]
-                yield aval.size * aval.dtype.itemsize, list(eqn.params["perm"]), name if isinstance(name, str) else name[0]
+                sent = aval.size * aval.dtype.itemsize, list(eqn.params["perm"]), name if isinstance(name, str) else name[0]
+                yield from itertools.repeat(sent, trips)
+            known = {"scan": eqn.params.get("length"), "while": 0, "cond": 0}.get(eqn.primitive.name, 1)
             for sub in jec.jaxprs_in_params(eqn.params):
-                yield from walk(getattr(sub, "jaxpr", sub), looped or eqn.primitive.name in ("scan", "while", "cond"))
+                yield from walk(getattr(sub, "jaxpr", sub), trips * known)
 
-    yield from walk(jax.make_jaxpr(fun)(*args).jaxpr, False)
+    yield from walk(jax.make_jaxpr(fun)(*args).jaxpr, 1)
 
 
 def executed_byte_hops(fun: Callable, devices: Grid, *args) -> int:

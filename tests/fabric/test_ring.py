@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +68,35 @@ def test_a_ring_hop_of_the_devices_is_one_permutation_of_at_most_two_hops(device
     for _ in range(n):
         y = hop(y)
     np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("axis", fabric.AXES)
+@pytest.mark.parametrize(("devices", "tiles"), [(1, 1), (1, 5), (2, 2), (2, 6), (2, 8), (3, 9), (3, 15), (4, 4), (4, 12)])
+def test_a_pass_sends_every_tile_to_its_successor_whoever_holds_it(axis, devices, tiles):
+    grid = (1, devices) if axis == "x" else (devices, 1)
+    number = np.arange(tiles, dtype=np.int32)
+
+    def step(v):
+        mine = fabric.ring_tiles(axis, tiles)
+        return fabric.ring_pass(v[mine % v.shape[0]], axis)[jnp.argsort(mine)]
+
+    got = np.asarray(on_layouts(step, grid, [(axis,)], (axis,))(number))
+    order = ring_order(tiles)
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        assert got[there] == here
+
+
+@pytest.mark.parametrize(("tiles", "messages"), [(4, 1), (8, 2), (12, 2)])
+def test_a_pass_sends_one_tile_each_way_or_one_to_the_successor(tiles, messages):
+    step = on_layouts(lambda v: fabric.ring_pass(v, "x"), (1, 4), [("x",)], ("x",))
+    moved = list(permutes(step, np.zeros(tiles, np.float32)))
+    assert [sent for sent, _, _ in moved] == [4] * messages
+    assert all(abs(a - b) <= (2 if tiles == 4 else 1) for _, pairs, _ in moved for a, b in pairs)
+
+
+def test_tiles_that_do_not_divide_by_the_devices_have_no_ring():
+    with pytest.raises(ValueError, match="5 tiles along 'x' do not divide by its 2 devices"):
+        on_layouts(lambda v: fabric.ring_tiles("x", 5), (1, 2), [("x",)], ("x",))(np.zeros(2))
 
 
 @pytest.mark.parametrize("axis", fabric.AXES)

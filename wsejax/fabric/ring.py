@@ -7,7 +7,8 @@ can better (WaferLLM, OSDI 2025, MeshGEMM's interleaving).
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jax import lax
+from jaxtyping import Array, Int, Shaped
 
 from wsejax.fabric import shift as _shift
 from wsejax.fabric.shift import AXES, coordinate, size
@@ -61,3 +62,37 @@ def ring_shift(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "r
     for hops, value in moved.items():
         out = jnp.where(mine == hops, value, out)
     return out
+
+
+def ring_tiles(axis: str, tiles: int) -> Int[Array, "here"]:
+    """Numbers of this device's tiles, of `tiles` along `axis`, in the order in which the folded ring visits them.
+
+    Even ones forward, then odd ones back: on its way out and on its way home the ring passes through every device.
+
+    Raises:
+      ValueError: the tiles do not divide by the devices.
+    """
+    n = size(axis)
+    if tiles % n:
+        raise ValueError(f"{tiles} tiles along {axis!r} do not divide by its {n} devices")
+    here = tiles // n
+    return jnp.asarray([[i for i in ring_order(tiles) if i // here == device] for device in range(n)])[coordinate(axis)]
+
+
+def ring_pass(x: Shaped[Array, "here ..."], axis: str) -> Shaped[Array, "here ..."]:
+    """Every tile sends its entry to its successor on the folded ring; the entries of a device are in the order of `ring_tiles`.
+
+    One ring step of the tiles. The ring leaves a device with its last even tile and its last odd one: each way one entry crosses to the
+    neighbour, or the whole block goes to the successor where a tile is a device.
+    """
+    here, n = x.shape[0], size(axis)
+    if here == 1:
+        return ring_hop(x, axis)
+    at = coordinate(axis)
+    evens = here // 2 if here % 2 == 0 else (here + 1 - at % 2) // 2  # an odd number of tiles starts with an even one on every other device
+    last_even, last_odd = lax.dynamic_slice_in_dim(x, evens - 1, 1), x[-1:]
+    x = jnp.concatenate([last_odd, x[:-1]])
+    if n == 1:
+        return x
+    x = lax.dynamic_update_slice_in_dim(x, jnp.where(at == 0, last_odd, _shift.hop(last_even, axis, 1)), 0, 0)
+    return lax.dynamic_update_slice_in_dim(x, jnp.where(at == n - 1, last_even, _shift.hop(last_odd, axis, -1)), evens, 0)
