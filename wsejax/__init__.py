@@ -18,6 +18,7 @@ from wsejax.compiler import (
     Step,
     UnsupportedOpError,
     WaferFunction,
+    attention,
     audit,
     check_hlo,
     jit,
@@ -42,6 +43,6 @@ from wsejax.hardware import (
 __all__ = [
     "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "DefectMap", "Exported",
     "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Step", "UnsupportedOpError",
-    "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "audit", "check_hlo", "fabric", "jit", "load_exported",
+    "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "attention", "audit", "check_hlo", "fabric", "jit", "load_exported",
     "register_rule", "remap", "request_cpu_devices", "wafer_map", "with_layout",
 ]  # fmt: skip

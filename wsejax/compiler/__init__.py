@@ -1,6 +1,7 @@
 """How a function is mapped onto the wafer."""
 
 from wsejax.compiler.artefact import ArtefactError
+from wsejax.compiler.attend import attention
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import CacheInfo
 from wsejax.compiler.check import FabricError, HloReport, check_hlo
@@ -15,6 +16,6 @@ from wsejax.compiler.walk import Context, Step
 
 __all__ = [
     "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "HloReport", "LoadedFunction",
-    "Lowered", "Op", "Program", "Step", "UnsupportedOpError", "WaferFunction", "audit", "check_hlo", "jit", "load_exported",
-    "register_rule", "wafer_map", "with_layout",
+    "Lowered", "Op", "Program", "Step", "UnsupportedOpError", "WaferFunction", "attention", "audit", "check_hlo", "jit",
+    "load_exported", "register_rule", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -233,6 +233,16 @@ def batch_dims(op: Op) -> int:
     return op.ins[0].ndim - (len(lengths) if lengths is not None else 1 if op.name == "tridiagonal_solve" else 2)
 
 
+@links("ring_attention", "ring_attention_gradient")
+def _(op: Op):
+    """Queries, keys (values, and what is like them) each among themselves; all share the batch."""
+    (q, k), batch = op.ins[:2], 0
+    for v in (*op.ins, *op.outs):
+        like = q if v.shape[1:3] == q.shape[1:3] else k
+        yield from (((like, d), (v, d)) for d in range(min(v.ndim, 3)))
+        yield (q, batch), (v, batch)
+
+
 @links("wafer_map", "iota", "random_bits", "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed", "random_clone",
        "rng_bit_generator", "threefry2x32", "random_gamma", "rng_uniform")  # fmt: skip
 def _(op: Op):

@@ -93,6 +93,10 @@ class Layouts:
             return True
         return any(self._put(dim, axis, why, padding) for padding in (False, True) for axis in axes)
 
+    def put_even(self, dim: Dim, axis: str, why: str) -> bool:
+        """Split the class of `dim` over `axis` if it divides."""
+        return self._put(dim, axis, why, padding=False)
+
     def _put(self, dim: Dim, axis: str, why: str, padding: bool) -> bool:
         if not self.fits(dim, axis, padding):
             return False
@@ -132,6 +136,8 @@ def choose(
     for op in graph.walk():
         if op.name == "dot_general":
             _product(layouts, op, weights)
+        elif op.name == "ring_attention":
+            _attention(layouts, op)
         elif op.name == "wafer_map":
             kernel = op.params["kernel"]
             for v, spec in zip((*op.ins, *op.outs), (*kernel.in_specs, *kernel.out_specs), strict=True):
@@ -217,6 +223,17 @@ def _convolution(layouts: Layouts, op: Op) -> None:
     for value, dim, axis, what in ((out, on, ROWS, "batch"), (out, oc, COLS, "features"), (x, xn, ROWS, "batch"), (x, xc, COLS, "features"),
                                    (w, wo, COLS, "features"), (w, wi, ROWS, "features read")):  # fmt: skip
         layouts.put_first(value, [dim], axis, f"{what} of the {why}")
+
+
+def _attention(layouts: Layouts, op: Op) -> None:
+    """Batch on y and heads on x where they divide; else the sequence on y, round which keys and values travel."""
+    (q, k), why = op.ins[:2], f"attention at {op.source}"
+    if layouts.of((q, 0)) != ROWS and not layouts.put_even((q, 0), ROWS, f"batch of the {why}"):
+        layouts.put_first(q, [1], ROWS, f"sequence of the {why}")
+        layouts.put_first(k, [1], ROWS, f"sequence of the {why}")
+    if k.shape[2] % layouts.tiles[COLS] == 0:
+        for v in (q, k):
+            layouts.put_even((v, 2), COLS, f"heads of the {why}")
 
 
 def _table(layouts: Layouts, op: Op) -> None:

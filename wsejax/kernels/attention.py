@@ -34,7 +34,8 @@ ROW, COL = 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """What is static about an attention: `tiles` along mesh axis `axis`, the lengths without padding, and what a query sees.
+    """What is static about an attention: `tiles` along mesh axis `axis`, the lengths without padding, and what a query sees. Without an
+    axis the sequence is whole: a ring of one tile.
 
     The query at position i sees the keys at i - left to i + right; None is no bound.
     """
@@ -47,8 +48,14 @@ class Ring:
     left: int | None = None
     right: int | None = None
 
+    @property
+    def devices(self) -> int:
+        return fabric.size(self.axis) if self.axis else 1
+
     def mine(self) -> Int[Array, "here"]:
         """Numbers of this device's tiles, in ring order."""
+        if not self.axis:
+            return jnp.zeros(1, jnp.int32)
         return fabric.ring_tiles(self.axis, self.tiles)
 
     def held(self, step: int | Int[Array, ""]) -> Int[Array, "here"]:
@@ -59,8 +66,8 @@ class Ring:
     def cut(self, x: Array, seq_len: int, heads: int) -> Array:
         """(batch, tokens, heads * group, dim) to (here, batch, heads, group * tokens a tile, dim); padding becomes zero, even a NaN."""
         batch, tokens, _, dim = x.shape
-        here = self.tiles // fabric.size(self.axis)
-        at = fabric.coordinate(self.axis) * tokens + jnp.arange(tokens)
+        here = self.tiles // self.devices
+        at = (fabric.coordinate(self.axis) * tokens if self.axis else 0) + jnp.arange(tokens)
         x = jnp.where((at < seq_len)[None, :, None, None], x, jnp.zeros_like(x))
         x = x.reshape(batch, here, tokens // here, -1, dim).transpose(1, 0, 3, 2, 4)
         return x[self.mine() % here].reshape(here, batch, heads, -1, dim)
@@ -83,7 +90,7 @@ class Ring:
         return update(travel, rest, self.tiles - 1)
 
     def send(self, travel: Any) -> Any:
-        return jax.tree.map(lambda x: fabric.ring_pass(x, self.axis), travel)
+        return jax.tree.map(lambda x: fabric.ring_pass(x, self.axis), travel) if self.tiles > 1 else travel
 
 
 def _dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
@@ -117,7 +124,7 @@ def _operands(q, k, v, kv_mask, ring: Ring):
     """Scaled queries, what travels (keys and values as one message, and their mask), and the number of query tokens in a tile."""
     heads = k.shape[2]
     wide = jnp.result_type(q, k, jnp.float32)
-    rows = q.shape[1] * fabric.size(ring.axis) // ring.tiles
+    rows = q.shape[1] * ring.devices // ring.tiles
     kv = jnp.stack([ring.cut(x, ring.seq_len_kv, heads) for x in (k, v)], axis=1)
     mask = None if kv_mask is None else ring.cut(kv_mask[:, :, None, None], ring.seq_len_kv, 1)
     return ring.cut(q, ring.seq_len_q, heads).astype(wide) * ring.scale, (kv, mask), rows
