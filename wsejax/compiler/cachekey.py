@@ -24,12 +24,14 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
 
 from wsejax.compiler.ir import Graph, Primitive, Value, read
 from wsejax.compiler.walk import RULES
 from wsejax.hardware.wafer import Wafer
 
 _BODIES = {"jaxpr", "cond_jaxpr", "body_jaxpr", "branches"}  # of an op with bodies, which are written out below it
+_TRACED = {"computation"}  # the function behind a jaxpr that stands beside it
 _COUNTED = {"ft_in", "ft_out"}  # the compiler counts what a scan carries from ranks instead
 _LIBRARIES = {"jax", "jaxlib", "numpy", "ml_dtypes"}  # their versions are in the key
 _FLOORS = ("hardware", "fabric", "kernels", "compiler")  # what a program is made by
@@ -180,7 +182,7 @@ def program_lines(graph: Graph) -> list[str]:
         if indent:  # those of the program are the arguments
             lines.append(f"{indent}from {ins}")
         for op in graph.ops:
-            skipped = _BODIES | _COUNTED if op.bodies else {"computation"} if "jaxpr" in op.params else ()  # what the jaxpr says again
+            skipped = _BODIES | _COUNTED if op.bodies else _TRACED if "jaxpr" in op.params else ()
             try:
                 params = " ".join(f"{k}={canonical(v)}" for k, v in sorted(op.params.items()) if k not in skipped)
             except UncacheableError as error:
@@ -224,13 +226,15 @@ def canonical(x: Any) -> str:
         return f"dict({', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in x.items()))})"
     if isinstance(x, set | frozenset):
         return f"set({', '.join(sorted(map(canonical, x)))})"
-    if isinstance(x, Primitive) and any(p is x for p in _jax_primitives()):
-        return x.name
     if hasattr(x, "eqns"):  # a jaxpr, which an op holds to say how it combines elements
         held = read(x)
         return " ; ".join([", ".join(map(str, held.ins)), *program_lines(held)])
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return f"{_name(kind)}({', '.join(f'{f.name}={canonical(getattr(x, f.name))}' for f in dataclasses.fields(x))})"
+    if isinstance(x, Primitive) and any(p is x for p in _jax_primitives()):
+        return f"primitive {x.name}"
+    if isinstance(x, NamedSharding) and isinstance(x.mesh, AbstractMesh):  # a jaxpr traced without a mesh has empty ones
+        return repr(x)
     name = _name(x)
     if name.split(".")[0] in _LIBRARIES and hasattr(x, "__qualname__") and "<" not in name and not hasattr(x, "__self__"):
         return name  # a function or class of a module
