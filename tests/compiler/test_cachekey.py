@@ -17,6 +17,7 @@ import wsejax as wse
 from tests.compiler.programs import PROGRAMS, floats
 from tests.compiler.test_cache import SPEC, WAFER, W, X, bits, compiled, layer
 from wsejax.compiler import cachekey
+from wsejax.compiler.walk import RULES
 
 
 def scaled(by):
@@ -163,6 +164,19 @@ def test_a_program_that_cannot_be_written_out_is_not_kept_but_runs(tmp_path, cap
         assert got.cache.state == "off" and "pure_callback" in got.cache.why[0] and "test_cachekey.py" in got.cache.why[0]
         assert "pure_callback" in caplog.text
         np.testing.assert_allclose(got(X), by(X), rtol=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rules_and_kernels_of_the_users_own_are_not_kept(tmp_path, monkeypatch):
+    """They may change behind the name of their operation."""
+    kernel = wse.wafer_map(lambda x: x + 1, WAFER, in_specs=(P("y"),), out_specs=P("y"))
+    got = compiled(tmp_path, lambda x: kernel(x) * 2, (X,))
+    assert got.cache.state == "off" and "wafer_map" in got.cache.why[0]
+    np.testing.assert_array_equal(got(X), (X + 1) * 2)
+    own = RULES["sin"]
+    monkeypatch.setitem(RULES, "sin", lambda op, ctx: own(op, ctx))
+    got = compiled(tmp_path, jnp.sin, (X,))
+    assert got.cache.state == "off" and "sin at" in got.cache.why[0] and "no part of wsejax" in got.cache.why[0]
     assert not list(tmp_path.iterdir())
 
 
