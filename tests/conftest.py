@@ -18,6 +18,9 @@ SLOW_TIMEOUT_SECONDS = 900
 if not os.environ.get("JAX_PLATFORMS"):
     jax.config.update("jax_platforms", "cpu")
 
+# Tests compile what they test, whatever cache this machine has.
+os.environ.pop("WSEJAX_CACHE_DIR", None)
+
 # The device count can only be set before the first use of a backend, so it is set while the tests are collected.
 request_cpu_devices(CPU_DEVICES)
 

@@ -25,13 +25,16 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 
+from wsejax.compiler import rules as _rules  # noqa: F401  registers the rules
 from wsejax.compiler.ir import Graph, Primitive, Value, read
 from wsejax.compiler.walk import RULES
 from wsejax.hardware.wafer import Wafer
 
 _BODIES = {"jaxpr", "cond_jaxpr", "body_jaxpr", "branches"}  # of an op with bodies, which are written out below it
+_TRACED = {"computation"}  # the function behind a jaxpr that stands beside it
 _COUNTED = {"ft_in", "ft_out"}  # the compiler counts what a scan carries from ranks instead
 _LIBRARIES = {"jax", "jaxlib", "numpy", "ml_dtypes"}  # their versions are in the key
+_OWN_RULES = dict(RULES)  # all, since wsejax is still being imported
 _FLOORS = ("hardware", "fabric", "kernels", "compiler")  # what a program is made by
 # Settings of JAX and XLA that change no program. All others are in the key, since one more miss costs little.
 _HARMLESS = re.compile(
@@ -64,8 +67,8 @@ def key_parts(
       UncacheableError: the program cannot be written out.
     """
     for op in graph.walk():
-        if (rule := RULES.get(op.name)) and not rule.__module__.startswith("wsejax."):
-            raise UncacheableError(f"the rule of {op.name} is {_name(rule)}, which is no part of wsejax")
+        if op.name in RULES and RULES[op.name] is not _OWN_RULES.get(op.name):
+            raise UncacheableError(f"{op.name} at {op.source} has a rule that is no part of wsejax, and may change")
         if op.name not in RULES and not any(p is op.primitive for p in _jax_primitives()):
             raise UncacheableError(f"{op.name} at {op.source} is no primitive of jax.lax, so what it does may change behind its name")
     devices = list(wafer.mesh.devices.flat)
@@ -180,7 +183,7 @@ def program_lines(graph: Graph) -> list[str]:
         if indent:  # those of the program are the arguments
             lines.append(f"{indent}from {ins}")
         for op in graph.ops:
-            skipped = _BODIES | _COUNTED if op.bodies else {"computation"} if "jaxpr" in op.params else ()  # what the jaxpr says again
+            skipped = _BODIES | _COUNTED if op.bodies else _TRACED if "jaxpr" in op.params else ()
             try:
                 params = " ".join(f"{k}={canonical(v)}" for k, v in sorted(op.params.items()) if k not in skipped)
             except UncacheableError as error:
@@ -224,13 +227,13 @@ def canonical(x: Any) -> str:
         return f"dict({', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in x.items()))})"
     if isinstance(x, set | frozenset):
         return f"set({', '.join(sorted(map(canonical, x)))})"
-    if isinstance(x, Primitive) and any(p is x for p in _jax_primitives()):
-        return x.name
     if hasattr(x, "eqns"):  # a jaxpr, which an op holds to say how it combines elements
         held = read(x)
         return " ; ".join([", ".join(map(str, held.ins)), *program_lines(held)])
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return f"{_name(kind)}({', '.join(f'{f.name}={canonical(getattr(x, f.name))}' for f in dataclasses.fields(x))})"
+    if isinstance(x, Primitive) and any(p is x for p in _jax_primitives()):
+        return f"primitive {x.name}"
     name = _name(x)
     if name.split(".")[0] in _LIBRARIES and hasattr(x, "__qualname__") and "<" not in name and not hasattr(x, "__self__"):
         return name  # a function or class of a module

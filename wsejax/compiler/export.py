@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Exported:
 
 
 def export(
-    jitted: Callable[..., Any],
+    jitted: Any,
     name: str,
     shapes: Sequence[jax.ShapeDtypeStruct],
     donated: Sequence[int],
