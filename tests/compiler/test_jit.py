@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import wsejax as wse
@@ -95,6 +95,15 @@ def test_keywords_and_static_arguments():
     np.testing.assert_allclose(fun(x, 3, shift={"by": x}, name="n"), x**3 + x, rtol=1e-5, atol=1e-6)
     args, kwargs = fun.lower(x, 2, shift={"by": x}, name="n").in_shardings
     assert args[0].spec == kwargs["shift"]["by"].spec  # they meet element by element
+
+
+def test_a_mesh_of_explicit_axes_will_do_and_its_types_do_not_leak():
+    mesh = jax.make_mesh((2, 2), ("y", "x"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    x, fun = floats(8, 16), lambda x: jnp.sin(x @ x.T)
+    wafer = wse.Wafer(SPEC, tiles=(2, 2), mesh=mesh)
+    for got in (wse.jit(fun, wafer)(x), wse.jit(fun, wafer).lower(x).compile()(jax.device_put(x, NamedSharding(mesh, P("y"))))):
+        np.testing.assert_allclose(got, fun(x), rtol=1e-5, atol=1e-5)
+        assert "@" not in str(jax.typeof(got)) and (got @ got).shape == (8, 8)
 
 
 def test_a_function_keeps_its_name_and_composes_with_jax():
@@ -258,3 +267,27 @@ def test_a_bad_argument_is_named_with_the_way_out(call, words):
 def test_what_is_no_array_is_refused():
     with pytest.raises(TypeError, match="str"):
         wse.jit(lambda x: x, WAFER)("text")
+
+
+def test_what_is_no_array_is_named_with_the_way_out():
+    with pytest.raises(TypeError, match=r"argument \[1\]\['mode'\]='fast' of type str is no array.*static_argnums"):
+        wse.jit(lambda x, options: x, WAFER)(X, {"mode": "fast"})
+    with pytest.raises(TypeError, match="fun=3: give a function"):
+        wse.jit(3, WAFER)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_carry_that_changes_shape_is_jaxs_error_with_a_note():
+    def grows(x):
+        return lax.fori_loop(0, 3, lambda i, c: jnp.concatenate([c, c]), x)
+
+    with pytest.raises(TypeError, match="carry") as error:
+        wse.jit(grows, WAFER)(X)
+    assert any("do not change" in note for note in error.value.__notes__)
+
+
+def test_a_large_closure_is_told_of():
+    table = jnp.ones((1024, 5000))
+    with pytest.warns(
+        UserWarning, match=r"closes over 20,\d+,\d+ bytes of arrays, the largest float32\[1024,5000\].*Pass them as arguments"
+    ):
+        wse.jit(lambda x: (x @ table[:16, :8]).sum(), WAFER).lower(X)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from wsejax.compiler.arguments import abstract, argument_lines
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import CacheInfo, cache_folder, find
 from wsejax.compiler.extend import inside_wse_jit
-from wsejax.compiler.ir import Value, read
+from wsejax.compiler.ir import Graph, Value, read
 from wsejax.compiler.layout import Layouts, choose
 from wsejax.compiler.lowered import Lowered
 from wsejax.compiler.pin import sharding_layout
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
+
+LARGE_CLOSURE_BYTES = 16 * 2**20
 
 
 def jit(
@@ -59,9 +62,12 @@ def jit(
       laid out over `wafer.mesh`.
 
     Raises:
+      TypeError: `fun` cannot be called, or (when it is called) an argument is no array.
       ValueError: `wafer` is not a Wafer, an argument number is both static and donated, `cache` cannot be a folder, or (when it is
         called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
     """
+    if not callable(fun):
+        raise TypeError(f"fun={fun!r}: give a function of arrays")
     if not isinstance(wafer, Wafer):
         raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
     donated, static = _numbers(donate_argnums), _numbers(static_argnums)
@@ -143,7 +149,7 @@ class WaferFunction:
         dynamic = tuple(a for i, a in enumerate(args) if i not in static)
         dynamic_kw = {k: v for k, v in kwargs.items() if k not in self._names}
         flat, tree = jax.tree.flatten((dynamic, dynamic_kw))
-        shapes = tuple(abstract(x) for x in flat)
+        shapes = tuple(abstract(x) for x in _arrays((dynamic, dynamic_kw), flat))
         fixed = (
             tuple((i, args[i]) for i in sorted(static) if i < len(args)),
             tuple((k, kwargs[k]) for k in sorted(set(kwargs) & set(self._names))),
@@ -193,9 +199,16 @@ class WaferFunction:
             token = inside_wse_jit.set(True)
             try:
                 closed, out = jax.make_jaxpr(flat_fun, return_shape=True)(*shapes)
+            except (TypeError, ValueError) as error:
+                error.add_note(
+                    f"wse.jit traces {getattr(self, '__name__', 'the function')} as jax.jit does, so the error is JAX's own; wse.jit asks "
+                    "for a pure function of arrays, in which shapes and dtypes carried through loops do not change"
+                )
+                raise
             finally:
                 inside_wse_jit.reset(token)
         graph = read(closed)
+        _warn_of_closures(graph, getattr(self, "__name__", "the function"))
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
         dynamic, _ = jax.tree.unflatten(tree, list(numbers))
         places = [i for i in range(count) if i not in fixed]
@@ -217,6 +230,33 @@ class WaferFunction:
             planned()  # refuses what it cannot do; what is stored was planned before
         info = CacheInfo("off", time.perf_counter() - start, why=why)
         return Lowered(name, self.wafer, planned, shapes, tree, jax.tree.structure(out), given_away, entry, info)
+
+
+def _arrays(arguments, flat: list[Any]) -> list[Any]:
+    for n, x in enumerate(flat):
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            try:
+                jax.typeof(x)
+            except TypeError as error:
+                path = jax.tree_util.tree_leaves_with_path(arguments)[n][0]
+                where = jax.tree_util.keystr(path[1:])
+                raise TypeError(
+                    f"argument {where}={x!r} of type {type(x).__name__} is no array: pass arrays or numbers, or name it in "
+                    "static_argnums or static_argnames"
+                ) from error
+    return flat
+
+
+def _warn_of_closures(graph: Graph, name: str) -> None:
+    consts = {id(v.const): v for op in graph.walk() for v in op.ins if v.const is not None}
+    size = sum(v.size_bytes for v in consts.values())
+    if size > LARGE_CLOSURE_BYTES:
+        largest = max(consts.values(), key=lambda v: v.size_bytes)
+        warnings.warn(
+            f"{name} closes over {size:,} bytes of arrays, the largest {largest}: every device holds them whole, and they are part of the "
+            "compiled program. Pass them as arguments, which are laid out over the wafer",
+            stacklevel=5,
+        )
 
 
 def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list[tuple[Value, Value]]:

@@ -170,8 +170,11 @@ class Wafer:
 
     @property
     def mesh(self) -> Mesh:
-        """The device mesh, axes ("y", "x"): the given one, or the first of `jax.devices()` with Auto axes."""
+        """The device mesh, axes ("y", "x") of type Auto: of the given one's devices, or the first of `jax.devices()` with Auto axes."""
         mesh = self._mesh
+        if mesh is not None and set(mesh.axis_types) != {AxisType.Auto}:
+            mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto, AxisType.Auto))
+            object.__setattr__(self, "_mesh", mesh)
         if mesh is None:
             count = self.devices[0] * self.devices[1]
             grid = np.array(jax.devices()[:count]).reshape(self.devices)
