@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from wsejax.compiler.ir import Graph, Op, Value, scan_split
 
 Dim = tuple[Value, int]
@@ -281,3 +283,32 @@ def _(op: Op):
     for branch in op.bodies:
         for outer, inner in [*zip(op.ins[1:], branch.ins, strict=True), *zip(op.outs, branch.outs, strict=True)]:
             yield from alike(outer, inner)
+
+
+def static_update(op: Op) -> tuple[list[int], tuple[int, ...]] | None:
+    """(start of the update in every dimension of the table, dimensions that the update lacks) of a scatter to one place that is known and
+    inside; else None."""
+    table, indices, update = op.ins[:3]
+    dn = op.params["dimension_numbers"]
+    if indices.const is None or indices.ndim != 1 or dn.operand_batching_dims or len(op.ins) != 3:
+        return None
+    starts, inserted = [0] * table.ndim, tuple(dn.inserted_window_dims)
+    for d, i in zip(dn.scatter_dims_to_operand_dims, np.asarray(indices.const).tolist(), strict=True):
+        starts[d] = i
+    sizes = iter(update.shape)
+    ends = [s + (1 if d in inserted else next(sizes)) for d, s in enumerate(starts)]
+    return (starts, inserted) if all(s >= 0 and e <= n for s, e, n in zip(starts, ends, table.shape, strict=True)) else None
+
+
+def loose(op: Op) -> Iterator[tuple[Dim, Dim]]:
+    """Dimensions of a window and of what it is cut from or put into: better split alike, but not one class, since their sizes differ."""
+    pairs: list[tuple[Dim, Dim]] = []
+    if op.name in ("slice", "pad", "split", "concatenate"):
+        pairs = [((x, d), (out, d)) for x in op.ins for out in op.outs if x.ndim == out.ndim for d in range(x.ndim)]
+    elif op.name.startswith("scatter") and (found := static_update(op)) is not None:
+        left = [d for d in range(op.ins[0].ndim) if d not in found[1]]
+        pairs = [((op.ins[0], d), (op.ins[2], i)) for i, d in enumerate(left)]
+    for a, b in pairs:
+        sizes = a[0].shape[a[1]], b[0].shape[b[1]]
+        if sizes[0] != sizes[1] and 2 * min(sizes) >= max(sizes):
+            yield a, b

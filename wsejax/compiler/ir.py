@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 import jax.numpy as jnp
+import numpy as np
 
 Primitive = jec.Primitive
 CALLS = {
@@ -209,11 +210,24 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             turned = Value(tuple(ins[0].shape[d] for d in params["dimensions"]), ins[0].dtype)
             ops.append(Op("transpose", jax.lax.transpose_p, {"permutation": params["dimensions"]}, ins, [turned], source))
             ins, params["dimensions"] = [turned], None
+        if (folded := _fold(name, params, ins, eqn.outvars[0].aval)) is not None:
+            env[eqn.outvars[0]] = Value(folded.shape, folded.dtype, folded)
+            continue
         outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
         bodies = tuple(read(j, source) for j in _bodies(eqn))
         ops.append(Op(name, eqn.primitive, params, ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [get(v) for v in jaxpr.outvars]
+
+
+def _fold(name: str, params: dict[str, Any], ins: list[Value], out) -> np.ndarray | None:
+    """Indices that the program writes as operations on numbers: where an update goes is then known when compiling."""
+    if name not in ("broadcast_in_dim", "concatenate") or out.ndim != 1 or out.size > 8 or not jnp.issubdtype(out.dtype, jnp.integer):
+        return None
+    if any(v.const is None or jnp.issubdtype(v.dtype, jax.dtypes.extended) for v in ins) or (name == "broadcast_in_dim" and ins[0].ndim):
+        return None
+    parts = [np.asarray(v.const, v.dtype) for v in ins]
+    return np.broadcast_to(parts[0], out.shape) if name == "broadcast_in_dim" else np.concatenate(parts)
 
 
 def _constant_like(literal) -> Value:

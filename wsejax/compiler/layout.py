@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from wsejax.compiler.dims import Classes, Dim, classify
+from wsejax.compiler.dims import Classes, Dim, classify, loose
 from wsejax.compiler.ir import Graph, Op, Value, scan_split
 from wsejax.compiler.pin import check_sizes
 from wsejax.kernels.relayout import Layout
@@ -153,7 +153,19 @@ def choose(
             dims = [d for d in range(v.ndim) if classes.find((v, d)) not in loop_dims]
             for d, axis in zip(dims[:2] if v.ndim > 1 else dims, (ROWS, COLS) if v.ndim > 1 else (COLS,), strict=False):
                 layouts.put((v, d), axis, f"argument {v}: no product decides")
+    _follow(layouts, graph)
     return layouts
+
+
+def _follow(layouts: Layouts, graph: Graph) -> None:
+    """A window follows what it is cut from, and the other way round."""
+    pairs = [pair for op in graph.walk() for pair in loose(op)]
+    again = True
+    while again:
+        again = False
+        for a, b in [*pairs, *((b, a) for a, b in pairs)]:
+            axis = layouts.of(a)
+            again |= axis is not None and layouts.of(b) is None and layouts.put(b, axis, layouts.why[layouts.classes.find(a)])
 
 
 def _pin(layouts: Layouts, graph: Graph, same: Sequence[tuple[Value, Value]], pins: Mapping[Value, Layout]) -> None:

@@ -8,8 +8,9 @@ import math
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
-from wsejax.compiler.dims import kept
+from wsejax.compiler.dims import kept, static_update
 from wsejax.compiler.ir import Op, Value
+from wsejax.compiler.rules.place import update_slice
 from wsejax.compiler.walk import Context, Step, rule
 from wsejax.kernels.index import merge_rows, owned
 from wsejax.kernels.relayout import Layout, gather_byte_hops, pad, padded, share
@@ -151,6 +152,8 @@ def _fill(dtype, value):
 )
 def scatter(op: Op, ctx: Context) -> Step:
     """Updates travel to the table's owner, which applies them in their order: the bits are those of one device."""
+    if static_update(op) is not None:
+        return update_slice(op, ctx)
     table, _, updates = op.ins
     d, lt, li, lr, axis = _layouts(op, ctx, updates)
     if axis is None:

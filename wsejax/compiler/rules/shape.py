@@ -68,10 +68,7 @@ def along(names: str, dims: Callable[[Op], set[int]]):
 
 
 along("rev", lambda op: set(op.params["dimensions"]))
-along("concatenate", lambda op: {op.params["dimension"]})
-along("pad", lambda op: {d for d, p in enumerate(op.params["padding_config"]) if tuple(p) != (0, 0, 0)})
 along("sort", lambda op: {op.params["dimension"]})
-along("split", lambda op: {op.params["axis"]})
 along("approx_top_k", lambda op: {op.params["reduction_dimension"]})
 along("tile", lambda op: {d for d, n in enumerate(op.params["reps"]) if n != 1})
 
@@ -114,12 +111,6 @@ def _cut(op: Op, ctx: Context) -> tuple[Layout, Callable]:
     lay = tuple(a if x.shape[d] == out.shape[d] else None for d, a in enumerate(ctx.layouts[out]))
     block = ctx.block(x.shape, lay)
     return lay, lambda sizes: tuple(block[d] if lay[d] else n for d, n in enumerate(sizes))
-
-
-@rule("slice")
-def slice_(op: Op, ctx: Context) -> Step:
-    lay, local = _cut(op, ctx)
-    return Step([lay], [lay], lambda x: op.bind(x, limit_indices=local(op.params["limit_indices"])))
 
 
 @rule("dynamic_slice")
