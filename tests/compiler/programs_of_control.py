@@ -291,3 +291,21 @@ def attention_block(x, wq, wo):
 @program(floats(64, 128).astype(jnp.bfloat16), floats(128, 64).astype(jnp.bfloat16))
 def half_precision_products_of_large_blocks(a, b):
     return a @ b, jax.nn.softmax(a)
+
+
+@program(np.arange(15, dtype=np.float32).reshape(5, 3), np.array([2], np.int32), np.ones(5, np.float32))
+def one_update_in_a_padded_table(x, i, w):
+    """XLA once wrote the row of one device into another's."""
+    return x.at[:, i].add(1.0), w @ x, x.at[i].set(7.0), x.at[i, i].mul(3.0)
+
+
+@program(floats(5, 0), floats(0, 6))
+def products_of_nothing(x, y):
+    return x @ y, (x @ y).sum(0), y.sum(0), jnp.concatenate([x, x], 1)
+
+
+@program(floats(4, 4), floats(6, seed=1))
+def gradients_of_branches(a, x):
+    different = lambda x: jnp.sum(lax.cond(x[0] > 0, jax.nn.softmax, lambda x: jnp.ones_like(x), x) ** 2)
+    twice = lambda x: jnp.sum(jax.checkpoint(lambda a, b: jnp.sin(a) * b)(x, x))
+    return jax.grad(different)(x), jax.grad(twice)(x), jnp.linalg.slogdet(a + 3 * jnp.eye(4))[1], jnp.linalg.det(a)

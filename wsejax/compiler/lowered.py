@@ -110,7 +110,17 @@ class Lowered:
     def _jitted(self):
         mesh = self.wafer.mesh
         specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
-        body = fabric.on_mesh(lambda *blocks: tuple(walk.run(self.plan, *blocks)), mesh, specs(self.plan.ins), specs(self.plan.outs))
+        values, ins = self.plan.graph.ins, self.plan.ins
+        # arrays without elements are made inside: XLA's partitioner takes no program whose only operands they are
+        empty = [0 in v.shape and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended) for v in values]
+
+        def run(*blocks):
+            left = iter(blocks)
+            every = [jax.numpy.zeros(v.shape, v.dtype) if e else next(left) for v, e in zip(values, empty, strict=True)]
+            return tuple(walk.run(self.plan, *every))
+
+        mapped = fabric.on_mesh(run, mesh, specs([lay for lay, e in zip(ins, empty, strict=True) if not e]), specs(self.plan.outs))
+        body = lambda *flat: mapped(*(x for x, e in zip(flat, empty, strict=True) if not e))
         return jax.jit(body, in_shardings=tuple(self._flat_in_shardings), donate_argnums=self._given_away)
 
     @functools.cached_property

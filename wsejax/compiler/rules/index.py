@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+from jax import lax
 from jax.lax import GatherScatterMode
 
 from wsejax.compiler.dims import kept, static_update
@@ -163,6 +164,9 @@ def scatter(op: Op, ctx: Context) -> Step:
     def run(x, i, u):
         local, here = _shifted(i, rows, axis, mode == GatherScatterMode.CLIP, ctx)
         elsewhere = x.shape[d.indexed[0]]  # out of this block's bounds: dropped
+        # XLA (CPU, jaxlib 0.10.2) makes a scatter of one index a slice, and merges it with the slice that cut this block from a whole
+        # table, without clamping the index to the block: the barrier keeps the two apart
+        x = lax.optimization_barrier(x)
         return op.bind(x, jnp.where(here, local, elsewhere), u, mode=GatherScatterMode.FILL_OR_DROP)
 
     return Step([lt, li, lr], [lt], run, [ctx.call("kernel", "add_rows", op, [lt, li, lr], [lt])])
