@@ -16,13 +16,17 @@ def as_jax_comes():
         yield
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def slow_from(seconds: int) -> list:
+    """The programs' names, marked slow where one compilation takes so long."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if p.seconds >= seconds else []) for name, p in PROGRAMS.items()]
+
+
+@pytest.mark.parametrize("name", slow_from(20))
 def test_a_program_gives_what_plain_jax_gives(name):
     assert_as_plain(PROGRAMS[name], on_wafer(PROGRAMS[name], (2, 2), (2, 2)))
 
 
-@pytest.mark.slow  # three compilations
-@pytest.mark.parametrize("tiles", [(2, 2), (4, 4)], ids=str)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("tiles", [(2, 2), pytest.param((4, 4), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("name", slow_from(2))
 def test_a_program_gives_the_same_bits_on_every_device_mesh_and_what_plain_jax_gives(name, tiles):
     assert_as_plain_in_the_same_bits_on([(1, 1), (1, 2), (2, 2)], PROGRAMS[name], tiles)
