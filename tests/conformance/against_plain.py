@@ -88,7 +88,7 @@ def assert_as_plain(program: Program, got: Any) -> None:
             continue
         eps, a, b = float(jnp.finfo(a.dtype).eps), a.astype(np.float64), b.astype(np.float64)
         size = np.abs(b[np.isfinite(b)]).max(initial=0)
-        np.testing.assert_allclose(a, b, rtol=64 * eps, atol=32 * eps * size + 8 * away, err_msg=path)
+        np.testing.assert_allclose(a, b, rtol=8 * eps, atol=8 * eps * size + 4 * away, err_msg=path)
 
 
 def assert_same_bits(a: Any, b: Any) -> None:

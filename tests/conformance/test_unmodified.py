@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from tests.conformance.against_plain import assert_as_plain, assert_as_plain_in_the_same_bits_on, on_wafer
+from tests.conformance.against_plain import assert_as_plain, assert_as_plain_in_the_same_bits_on, assert_same_bits, in_plain_jax, on_wafer
 from tests.conformance.programs import PROGRAMS
 
 
@@ -16,13 +17,28 @@ def as_jax_comes():
         yield
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def slow_from(seconds: int) -> list:
+    """The programs' names, marked slow where one compilation takes so long."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if p.seconds >= seconds else []) for name, p in PROGRAMS.items()]
+
+
+@pytest.mark.parametrize("name", slow_from(20))
 def test_a_program_gives_what_plain_jax_gives(name):
     assert_as_plain(PROGRAMS[name], on_wafer(PROGRAMS[name], (2, 2), (2, 2)))
 
 
-@pytest.mark.slow  # three compilations
-@pytest.mark.parametrize("tiles", [(2, 2), (4, 4)], ids=str)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("tiles", [(2, 2), pytest.param((4, 4), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("name", slow_from(2))
 def test_a_program_gives_the_same_bits_on_every_device_mesh_and_what_plain_jax_gives(name, tiles):
     assert_as_plain_in_the_same_bits_on([(1, 1), (1, 2), (2, 2)], PROGRAMS[name], tiles)
+
+
+def test_the_comparison_sees_a_small_error_a_wrong_label_and_one_bit():
+    program = PROGRAMS["k-means in a while loop"]
+    right, _ = in_plain_jax(program)
+    assert_as_plain(program, right)
+    for wrong in ({"middles": right["middles"] * 1.0001}, {"label": right["label"].at[3].add(1)}):
+        with pytest.raises(AssertionError, match=next(iter(wrong))):
+            assert_as_plain(program, {**right, **wrong})
+    with pytest.raises(AssertionError, match="inertia"):
+        assert_same_bits({**right, "inertia": jnp.nextafter(right["inertia"], 0)}, right)
