@@ -99,8 +99,6 @@ def where(c: Chain):
 def cast(c: Chain):
     v = c.pick(lambda v: not v.wild and (v.exact or v.floating))
     dtype = c.choose([d for d in (FLOATS if not v.exact or c.smooth else (*FLOATS, "int32", "int8", "uint8", "bool")) if d != v.dtype])
-    if dtype == "uint8" and v.floating:
-        raise Skip  # of negative numbers: not defined
     return c.add(c.cast_text(v, dtype), *c.cast_size(v, dtype))
 
 
