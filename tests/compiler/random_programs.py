@@ -2,7 +2,7 @@
 
 A `Chain` grows a function line by line. Beside shape and dtype it knows of every value how large it can be (`bound`) and how far apart two
 correct computations of it can be (`err`): values stay small, comparisons and indices are made of exact values only, and results are
-compared within what rounding explains. The operations are in `random_ops.py`.
+compared within what rounding explains. The operations are in `random_ops_of_*.py`.
 """
 
 from __future__ import annotations
@@ -207,7 +207,8 @@ class Chain:
 
     def scalar(self, limit: int) -> str:
         """A traced integer from 0 to limit - 1."""
-        v = self.pick(lambda v: v.integer and v.size > 0) if self.flip() and any(v.integer and v.size for v in self.values) else self.index(())
+        made = [v for v in self.values if v.integer and v.size]
+        v = self.choose(made) if made and self.flip() else self.index(())
         text = v.name + ("" if v.ndim == 0 else f"[{', '.join(str(n - 1) for n in v.shape)}]")
         return f"({text}.astype('int32') % {limit})"
 
@@ -291,6 +292,15 @@ def op(weight: int = 2):
     return register
 
 
+ranked = lambda v: v.ndim > 0
+filled = lambda v: v.ndim > 0 and v.size > 0
+
+
+def same(chain: Chain, v: Val, text: str) -> Val:
+    """A result that only moves or picks numbers of `v`."""
+    return chain.add(text, max(v.bound, 1.0), v.err, v.wild)
+
+
 def grow(chain: Chain, count: int) -> None:
     """Append `count` operations, if so many fit in twice as many tries."""
     wanted = len(chain.made) + count
@@ -316,6 +326,7 @@ class Case:
     tiles: tuple[int, int]
     devices: tuple[int, int]
     others: tuple[int, int] | None  # a second device mesh, to compare bits
+    sums: tuple[str, str]  # how the wafer adds up: reduction, accumulate
 
     @property
     def source(self) -> str:
@@ -335,7 +346,8 @@ class Case:
                 "wse.request_cpu_devices(4)",
                 self.source,
                 f"args = [{args}]  # handed over: {', '.join(i.place for i in self.inputs)}",
-                f"wafer = wse.Wafer(wse.WSE3.scaled(16, 16), tiles={self.tiles}, devices={self.devices})"
+                f"wafer = wse.Wafer(wse.WSE3.scaled(16, 16), tiles={self.tiles}, devices={self.devices}, "
+                f"reduction={self.sums[0]!r}, accumulate={self.sums[1]!r})"
                 + (f"  # and devices={self.others}" if self.others else ""),
                 "for got, want in zip(wse.jit(fun, wafer)(*args), jax.jit(fun)(*args)):",
                 "    np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(want, np.float32), rtol=0, atol=1e-2)",
@@ -369,4 +381,5 @@ def cases(draw, most_ops: int = 8) -> Case:
     results = [v for v in made if words[v.name] < 2 or draw(st.integers(0, 3)) == 3]
     meshes = [m for m in MESHES[tiles] if m != devices]
     others = draw(st.sampled_from([None, None, None, *meshes]))
-    return Case(tuple(chain.inputs), tuple(chain.lines), tuple(results), tiles, devices, others)
+    sums = (chain.choose(["chain", "chain", "tree", "two_phase"]), chain.choose(["float32"] * 3 + ["operand"]))
+    return Case(tuple(chain.inputs), tuple(chain.lines), tuple(results), tiles, devices, others, sums)

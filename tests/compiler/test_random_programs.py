@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 import wsejax as wse
-from tests.compiler import random_ops  # noqa: F401  registers the operations
+from tests.compiler import random_ops_of_arrays, random_ops_of_control, random_ops_of_science  # noqa: F401  registers them
 from tests.compiler.random_programs import Case, cases, define, tolerance
 from tests.compiler.test_fabric_only import assert_only_neighbours
 
@@ -44,7 +44,8 @@ def place(x: np.ndarray, how: str, mesh):
 
 
 def compiled(case: Case, devices: tuple[int, int]):
-    lowered = wse.jit(define(case.source, "fun"), wse.Wafer(SPEC, tiles=case.tiles, devices=devices)).lower(*case.args())
+    wafer = wse.Wafer(SPEC, tiles=case.tiles, devices=devices, reduction=case.sums[0], accumulate=case.sums[1])
+    lowered = wse.jit(define(case.source, "fun"), wafer).lower(*case.args())
     return wse.Compiled(lowered, lowered._stage.compile(FAST))
 
 
