@@ -19,7 +19,7 @@ def carried(c: Chain, test=any_value) -> tuple[Val, Val]:
 
 def kept(chain: Chain, c: Val) -> tuple[str, float]:
     """(text of the carry's next value, its error), made of the newest value of a loop's body."""
-    v = chain.pick(lambda v: not v.wild and (v.exact or v.floating))
+    v = chain.last(lambda v: not v.wild and (v.exact or v.floating))
     text, bound, err = chain.fitted(v, c.shape, c.dtype)
     if c.dtype in FLOATS and bound > c.bound:
         return f"({text}) * {2.0 ** -math.ceil(math.log2(bound / c.bound))}", err + eps(c.dtype) * bound
@@ -38,7 +38,7 @@ def scan(c: Chain):
     x = Val(c.name("s"), xs.shape[1:], xs.dtype, False, xs.bound, xs.err) if xs else None
     chain = c.body([carry, *([x] if x else [])], 3)
     text, err = kept(chain, carry)
-    y = chain.pick(lambda v: not v.wild) if c.flip() else carry
+    y = chain.last(lambda v: not v.wild) if c.flip() else carry
     f, before = c.function([carry, x or "_"], chain, f"{text}, {y}")
     call = f"lax.scan({f}, {start}, {xs}, length={trips}, reverse={c.flip()})"
     if c.flip():
@@ -82,7 +82,7 @@ def cond(c: Chain):
     for _ in range(c.choose([2, 2, 3])):
         p = Val(c.name("p"), v.shape, v.dtype, False, v.bound, v.err)
         chain = c.body([p], 2)
-        text, bound, err = chain.fitted(chain.pick(lambda v: not v.wild and (v.exact or v.floating)), v.shape, v.dtype)
+        text, bound, err = chain.fitted(chain.last(lambda v: not v.wild and (v.exact or v.floating)), v.shape, v.dtype)
         name, lines = c.function([p], chain, text)
         branches.append(name)
         before += lines
@@ -103,7 +103,7 @@ def call(c: Chain):
     shape = v.shape if d is None else v.shape[:d] + v.shape[d + 1 :]
     p = Val(c.name("p"), shape, v.dtype, False, v.bound, v.err)
     chain = c.body([p], 3)
-    y = chain.pick()
+    y = chain.last()
     f, before = c.function([p], chain, str(y))
     text = f"{how}({f})({v})" if d is None else f"jax.vmap({f}, in_axes={d})({v})"
     return c.add(text, y.bound, y.err, y.wild, before=before)
@@ -117,7 +117,7 @@ def gradient(c: Chain):
     v = c.tame(lambda v: v.size > 0 and v.ndim > 0)
     p = Val(c.name("p"), v.shape, v.dtype, False, v.bound, v.err)
     chain = c.body([p], 5, smooth=True)
-    y = chain.pick(lambda v: v.floating and not v.wild)
+    y = chain.last(lambda v: v.floating and not v.wild)
     text, _, _ = chain.fitted(y, y.shape, "float32")
     f, before = c.function([p], chain, f"jnp.sum(jnp.square({text}))")
     remat = c.choose(["{}", "jax.checkpoint({})"]).format(f)
