@@ -16,13 +16,18 @@ from hypothesis import HealthCheck, given, seed, settings
 import wsejax as wse
 from tests.compiler import random_ops_of_arrays, random_ops_of_control, random_ops_of_science  # noqa: F401  registers them
 from tests.compiler.random_programs import Case, cases, define, tolerance
-from tests.compiler.test_fabric_only import assert_only_neighbours
 
 SPEC = wse.WSE3.scaled(16, 16)
 COUNT = int(os.environ.get("WSEJAX_RANDOM_PROGRAMS", "0"))
 SEED = int(os.environ.get("WSEJAX_RANDOM_SEED", "0"))
-# LLVM's optimisations take most of the time and are the same for both; XLA's own are all on.
-FAST = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(autouse=True)
+def fast():
+    """Without LLVM's optimisations, which take half of the time; those of XLA stay."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def placed(case: Case, mesh) -> list:
@@ -45,8 +50,7 @@ def place(x: np.ndarray, how: str, mesh):
 
 def compiled(case: Case, devices: tuple[int, int]):
     wafer = wse.Wafer(SPEC, tiles=case.tiles, devices=devices, reduction=case.sums[0], accumulate=case.sums[1])
-    lowered = wse.jit(define(case.source, "fun"), wafer).lower(*case.args())
-    return wse.Compiled(lowered, lowered._stage.compile(FAST))
+    return wse.jit(define(case.source, "fun"), wafer).lower(*case.args()).compile()  # compile() checks that only neighbours talk
 
 
 def on_wafer(program, case: Case) -> list[np.ndarray]:
@@ -54,10 +58,9 @@ def on_wafer(program, case: Case) -> list[np.ndarray]:
 
 
 def check(case: Case) -> None:
-    plain = jax.jit(define(case.source, "fun")).lower(*case.args()).compile(FAST)
+    plain = jax.jit(define(case.source, "fun")).lower(*case.args()).compile()
     want = [np.asarray(x) for x in plain(*case.args())]
     program = compiled(case, case.devices)
-    assert_only_neighbours(program.as_text(), case.devices)
     got = on_wafer(program, case)
     for v, a, b in zip(case.results, got, want, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) == (v.shape, v.dtype), v
