@@ -33,6 +33,7 @@ CASES = {  # batch, tokens, options; whether the ring has to turn with 2x2 tiles
     "odd sequence": (1, 13, {"causal": True, "window": (5, 0)}, True),
     "grouped heads": (1, 8, {"kv_heads": 2}, True),
     "one key head": (1, 8, {"kv_heads": 1, "causal": True}, True),
+    "batch fits, heads do not": (4, 12, {"kv_heads": 1, "causal": True}, True),
     "masked keys": (1, 12, {"kv_mask": np.arange(12)[None] < 7}, True),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from wsejax import fabric
 from wsejax.compiler.ir import Op
 from wsejax.compiler.walk import Context, Step, rule
 from wsejax.kernels.attention import Ring, ring_backward, ring_byte_hops, ring_forward
@@ -16,8 +17,9 @@ def _ring(op: Op, ctx: Context) -> tuple[Layout, Ring]:
     batch, tokens, heads, _ = ctx.layouts[q]
     if heads and k.shape[2] % ctx.tiles[heads]:
         heads = None
-    if tokens and min(q.shape[1], k.shape[1]) < ctx.tiles[tokens]:
-        tokens = None
+    # an axis that neither batch nor heads take is the sequence's, also if it comes otherwise: one exchange is little beside the scores
+    fits = [a for a in (tokens, *fabric.AXES) if a and a not in (batch, heads) and min(q.shape[1], k.shape[1]) >= ctx.tiles[a] > 1]
+    tokens = next(iter(fits), None)
     p = op.params
     ring = Ring(tokens or "", ctx.tiles[tokens] if tokens else 1, q.shape[1], k.shape[1], p["scale"], p["left"], p["right"])
     return (batch, tokens, heads, None), ring
