@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import wsejax as wse
-from tests.compiler.test_fabric_only import assert_only_neighbours
 from tests.compiler.test_same_numbers import leaves
 from tests.conformance.programs import Program
 
 SPEC = wse.WSE3.scaled(32, 32)
 Grid = tuple[int, int]
-
-
-def check_fabric(compiled: wse.Compiled, wafer: wse.Wafer) -> None:
-    """In the compiled program only neighbours talk."""
-    assert_only_neighbours(compiled.as_text(), wafer.devices)
 
 
 @functools.cache
@@ -41,7 +35,7 @@ def on_wafer(program: Program, tiles: Grid, devices: Grid) -> Any:
     """What the program gives by `wse.jit`, strictly, with its state donated if it has one."""
     wafer, (fun, args) = wse.Wafer(SPEC, tiles=tiles, devices=devices), made(program)
     compiled = wse.jit(fun, wafer, donate_argnums=(0,) if program.steps > 1 else ()).lower(*args).compile()
-    check_fabric(compiled, wafer)
+    wse.check_hlo(compiled)
     return run(program, compiled, args)
 
 

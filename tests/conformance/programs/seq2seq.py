@@ -13,7 +13,8 @@ VOCAB, BATCH, SOURCE, TARGET, WIDTH, HEADS = 48, 4, 12, 9, 32, 4
 
 class Layer(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, cross: bool):
-        norm, attention = (lambda: nnx.LayerNorm(WIDTH, rngs=rngs)), (lambda: nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs))
+        norm = lambda: nnx.LayerNorm(WIDTH, use_bias=False, rngs=rngs)
+        attention = lambda: nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, use_bias=False, rngs=rngs)
         self.norm, self.attention = norm(), attention()
         self.cross_norm, self.cross = (norm(), attention()) if cross else (None, None)
         self.mlp = nnx.Sequential(norm(), nnx.Linear(WIDTH, 64, rngs=rngs), nnx.relu, nnx.Linear(64, WIDTH, rngs=rngs))
