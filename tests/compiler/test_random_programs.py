@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 import wsejax as wse
 from tests.compiler import random_ops_of_arrays, random_ops_of_control, random_ops_of_science  # noqa: F401  registers them
-from tests.compiler.random_programs import Case, cases, define, tolerance
+from tests.compiler.random_programs import Case, Input, Val, cases, define, tolerance
 
 SPEC = wse.WSE3.scaled(16, 16)
 COUNT = int(os.environ.get("WSEJAX_RANDOM_PROGRAMS", "0"))
@@ -93,3 +93,13 @@ def test_random_programs_equal_plain_jax(number):
 @pytest.mark.parametrize("number", range(1000, 1300))
 def test_many_more_random_programs_equal_plain_jax(number):
     run(number)
+
+
+def test_the_check_can_fail(monkeypatch):
+    """A sum that counts the padding of a split dimension is caught."""
+    x, total = Input("x0", (7, 9), "float32", "normal", "numpy"), Val("v1", (9,), "float32", bound=8.0, err=1e-5)
+    case = Case((x,), ("v1 = jnp.sum(x0, axis=0)",), (total,), (2, 2), (2, 2), (1, 1), ("chain", "float32"))
+    check(case)
+    monkeypatch.setattr("wsejax.kernels.reduce.mask_padding", lambda x, *_: x)
+    with pytest.raises(AssertionError, match="result v1"):
+        check(case)
