@@ -214,18 +214,20 @@ class WaferFunction:
         places = [i for i in range(count) if i not in fixed]
         donated = [dynamic[places.index(i)] for i in self._donated]
         same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
+        others = [dynamic[n] for n, i in enumerate(places) if i not in self._donated and n < len(dynamic)]
+        likely = [pair for arg in others for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
         given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
 
         @functools.cache
         def planned() -> tuple[Layouts, walk.Plan]:
             tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
             devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-            layouts = choose(graph, tiles, same, {graph.ins[n]: lay for n, lay in pins})
+            layouts = choose(graph, tiles, same, likely, {graph.ins[n]: lay for n, lay in pins})
             ctx = walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate)
             return layouts, walk.plan(graph, ctx)
 
         name, options = getattr(self, "__name__", "function"), {"donated": given_away, "pinned": pins, "strict": self.strict}
-        entry, why = find(self._cache, name, graph, argument_lines(shapes, tree), options, same, self.wafer)
+        entry, why = find(self._cache, name, graph, argument_lines(shapes, tree), options, [*same, *likely], self.wafer)
         if entry is None or not entry.found:
             planned()  # refuses what it cannot do; what is stored was planned before
         info = CacheInfo("off", time.perf_counter() - start, why=why)

@@ -113,7 +113,11 @@ class Layouts:
 
 
 def choose(
-    graph: Graph, tiles: Mapping[str, int], same: Sequence[tuple[Value, Value]] = (), pins: Mapping[Value, Layout] | None = None
+    graph: Graph,
+    tiles: Mapping[str, int],
+    same: Sequence[tuple[Value, Value]] = (),
+    likely: Sequence[tuple[Value, Value]] = (),
+    pins: Mapping[Value, Layout] | None = None,
 ) -> Layouts:
     """Layouts of all values of `graph`.
 
@@ -121,6 +125,7 @@ def choose(
       graph: the program.
       tiles: number of tiles along each mesh axis.
       same: pairs of an argument and the result that takes its place in the next call; they are laid out alike.
+      likely: pairs that look like it (a weight and its gradient): laid out alike if that gives no value the same axis twice.
       pins: layouts of arguments that the user chose; `with_layout` adds those inside the program.
 
     Raises:
@@ -130,6 +135,11 @@ def choose(
     for a, b in same:
         for d in range(a.ndim):
             classes.join((a, d), (b, d))
+    for a, b in likely:
+        mine, its = ([classes.find((v, d)) for d in range(a.ndim)] for v in (a, b))
+        if all(m != i for x, m in enumerate(mine) for y, i in enumerate(its) if x != y):
+            for d in range(a.ndim):
+                classes.join((a, d), (b, d))
     layouts = Layouts(classes, tiles)
     _pin(layouts, graph, same, pins or {})
     weights = _weights(graph)
@@ -225,8 +235,11 @@ def _product(layouts: Layouts, op: Op, weights: set[int]) -> None:
             if axis is not None:
                 layouts.put((out, place), axis, f"kept by the {why}")
     if not ab:
-        layouts.put_first(out, [p for p in sides[1][3]], COLS, f"result of the {why}")
-        layouts.put_first(out, [p for p in sides[0][3]], ROWS, f"result of the {why}")
+        layouts.put_first(out, sides[1][3], COLS, f"result of the {why}")
+        layouts.put_first(out, sides[0][3], ROWS, f"result of the {why}")
+        for axis in (ROWS, COLS):  # rather than that every line of tiles computes the same
+            if axis not in layouts[out]:
+                layouts.put_first(out, range(out.ndim), axis, f"result of the {why}")
 
 
 def _convolution(layouts: Layouts, op: Op) -> None:
