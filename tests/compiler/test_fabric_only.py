@@ -28,10 +28,6 @@ def checked(name: str, tiles, devices) -> wse.HloReport:
     return wse.check_hlo(wse.jit(fun, wse.Wafer(SPEC, tiles=tiles, devices=devices)).lower(*args).compile())
 
 
-def assert_only_neighbours(text: str, devices: tuple[int, int]) -> None:
-    wse.check_hlo(text, devices)
-
-
 @pytest.mark.parametrize("name", TALKATIVE)
 def test_the_compiled_program_has_no_collective_but_shifts_between_neighbours(name):
     report = checked(name, (2, 2), (2, 2))
