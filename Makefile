@@ -80,7 +80,7 @@ $(READY): pyproject.toml hatch_build.py $(if $(STALE),FORCE)
 	else \
 		echo 'make: bringing $(VENV) up to date with pyproject.toml'; \
 	fi
-	@$(PIP_INSTALL) -e '.[test]'
+	@$(PIP_INSTALL) -e '.[test,published]'
 	@printf '%s\n' '$(CURDIR)' '$(PYTHON)' > $@
 
 $(READY_LINT): $(READY)

@@ -309,3 +309,19 @@ def gradients_of_branches(a, x):
     different = lambda x: jnp.sum(lax.cond(x[0] > 0, jax.nn.softmax, lambda x: jnp.ones_like(x), x) ** 2)
     twice = lambda x: jnp.sum(jax.checkpoint(lambda a, b: jnp.sin(a) * b)(x, x))
     return jax.grad(different)(x), jax.grad(twice)(x), jnp.linalg.slogdet(a + 3 * jnp.eye(4))[1], jnp.linalg.det(a)
+
+
+@program(np.arange(8), X, V)
+def examples_that_end_at_different_times(n, x, v):
+    """vmap gives the `while` a condition for each example: it goes on while any holds."""
+    doubled = jax.vmap(lambda n, x: lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * 2, c[2]), (0, x, v)))(n, x)
+    keyed = jax.vmap(lambda n: lax.fori_loop(0, n, lambda i, k: jax.random.fold_in(k, i), jax.random.key(0)))(n)
+    nested = jax.vmap(jax.vmap(lambda x, n: lax.fori_loop(0, n, lambda i, c: c * x, 1.0), (0, None)))(x, n)
+    return doubled, jax.random.key_data(keyed), nested, jax.vmap(lambda v: lax.while_loop(lambda c: c.sum() < v, lambda c: c + v, x))(v)
+
+
+@program(X, True, floats(4, seed=1))
+def nothing_happens(x, p, v):
+    """Moves of no elements, branches that return what they are given."""
+    same = lax.cond(p, lambda x: x, lambda x: x, x)
+    return same, jnp.roll(x, 0, 0), jnp.concatenate([x[:0], x]), jnp.pad(x, ((0, 0), (1, 2)), mode="edge"), jnp.pad(v, (0, 0))

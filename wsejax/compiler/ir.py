@@ -210,11 +210,13 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             turned = Value(tuple(ins[0].shape[d] for d in params["dimensions"]), ins[0].dtype)
             ops.append(Op("transpose", jax.lax.transpose_p, {"permutation": params["dimensions"]}, ins, [turned], source))
             ins, params["dimensions"] = [turned], None
-        if (folded := _fold(name, params, ins, eqn.outvars[0].aval)) is not None:
+        if name == "while" and params["cond_jaxpr"].out_avals[0].ndim:
+            ins, params = [*ins[: params["cond_nconsts"]], *ins], _one_condition(params)
+        if eqn.outvars and (folded := _fold(name, params, ins, eqn.outvars[0].aval)) is not None:
             env[eqn.outvars[0]] = Value(folded.shape, folded.dtype, folded)
             continue
         outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
-        bodies = tuple(read(j, source) for j in _bodies(eqn))
+        bodies = tuple(read(j, source) for j in _bodies(name, params))
         ops.append(Op(name, eqn.primitive, params, ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [get(v) for v in jaxpr.outvars]
@@ -243,13 +245,32 @@ def _barrier(ins: list[Value], ops: list[Op], source: str) -> list[Value]:
     return [outs.get(id(v), v) for v in ins]
 
 
-def _bodies(eqn) -> list[Any]:
-    params = eqn.params
-    if eqn.primitive.name == "scan":
+def _one_condition(params: dict[str, Any]) -> dict[str, Any]:
+    """A `while` that vmap gave a condition for each example, as one that goes on while any holds and keeps what has ended."""
+    conds, bodies = params["cond_nconsts"], params["body_nconsts"]
+    holds, step = jec.jaxpr_as_fun(params["cond_jaxpr"]), jec.jaxpr_as_fun(params["body_jaxpr"])
+    ins_of = {k: params[k].in_avals for k in ("cond_jaxpr", "body_jaxpr")}
+
+    def keep_ended(*xs):
+        old = xs[conds + bodies :]
+        (on,) = holds(*xs[:conds], *old)
+        spread = lambda x: jax.lax.broadcast_in_dim(on, x.shape, range(on.ndim))
+        return [jax.lax.select(spread(x), new, x) for x, new in zip(old, step(*xs[conds:]), strict=True)]
+
+    return {
+        **params,
+        "cond_jaxpr": jax.make_jaxpr(lambda *xs: jnp.any(holds(*xs)[0]))(*ins_of["cond_jaxpr"]),
+        "body_jaxpr": jax.make_jaxpr(keep_ended)(*ins_of["cond_jaxpr"][:conds], *ins_of["body_jaxpr"]),
+        "body_nconsts": conds + bodies,
+    }
+
+
+def _bodies(name: str, params: dict[str, Any]) -> list[Any]:
+    if name == "scan":
         return [params["jaxpr"]]
-    if eqn.primitive.name == "while":
+    if name == "while":
         return [params["cond_jaxpr"], params["body_jaxpr"]]
-    if eqn.primitive.name == "cond":
+    if name == "cond":
         return list(params["branches"])
     return []
 

@@ -31,7 +31,7 @@ class Windows:
     def dims(self) -> list[int]:
         """Those that change, the ones that shrink most first."""
         changed = [d for d, n in enumerate(self.value.shape) if (self.starts[d], self.sizes[d]) != (0, n)]
-        return sorted(changed, key=lambda d: self.sizes[d] / self.value.shape[d])
+        return sorted(changed, key=lambda d: self.sizes[d] / max(self.value.shape[d], 1))
 
     def run(self, x, fill=None):
         for d in self.dims():
