@@ -27,6 +27,10 @@ else
 TORCH ?= torch
 endif
 
+# Much of a test is tracing and compiling on one core. Each process has four virtual devices, so more need more memory.
+WORKERS ?= 2
+PARALLEL := --numprocesses $(WORKERS) --dist worksteal
+
 # The first line of $(READY) is the folder it was made in (an environment does not survive a move), the second the PYTHON
 # that was asked for. No $(READY): the set-up was interrupted. In all these cases start again from nothing.
 STALE := $(shell { [ "$$(sed -n 1p $(READY) 2>/dev/null)" = '$(CURDIR)' ] \
@@ -40,11 +44,11 @@ help: ## this list
 train: $(READY) ## train a small GPT on an emulated wafer with defects (ARGS="--help" for its flags)
 	$(PY) -m experiments.train $(ARGS)
 
-test: $(READY) ## tests, without the slow ones
-	$(PY) -m pytest -m "not slow" $(ARGS)
+test: $(READY) ## tests, without the slow ones (WORKERS=1: one after the other)
+	$(PY) -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the slow tests
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m slow $(ARGS)
 
 lint: $(READY_LINT) ## ruff (rules and format) and pyright
 	$(PY) -m ruff check .

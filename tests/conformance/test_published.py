@@ -1,5 +1,5 @@
 """Networks and train steps that others published as packages: the same as for our own programs. Those that are not installed are
-skipped; `pip install -e '.[published]'` brings all but heal-swin-nnx, whose dependencies take 100 MB."""
+skipped; the extra `published`, which `make test` installs, brings all but heal-swin-nnx, whose dependencies take 100 MB."""
 
 from __future__ import annotations
 
