@@ -153,6 +153,21 @@ def test_an_elements_bits_do_not_depend_on_the_block_it_is_computed_in(name, m, 
     np.testing.assert_array_equal(part, whole[rows, cols])
 
 
+@given(st.booleans(), st.booleans(), st.integers(1, 4), SIZES, SIZES, st.sampled_from([1, 4, 20, 64, 128, 200, 256, 768]), st.data())
+def test_nor_where_there_is_a_batch(turn_a, turn_b, batch, m, n, k, data):
+    r = np.random.default_rng(0)
+    a, b = (r.standard_normal((batch, *shape)).astype(np.float32) for shape in ((m, k), (k, n)))
+    some = slice(0, data.draw(st.integers(1, batch)))
+    rows, cols = (slice(0, data.draw(st.integers(1, size))) for size in (m, n))
+    turned = lambda x, turn: np.ascontiguousarray(x.swapaxes(1, 2)) if turn else x
+    numbers = (((1 if turn_a else 2,), (2 if turn_b else 1,)), ((0,), (0,)))
+    dot = jax.jit(lambda a, b: steady_dot(a, b, numbers))
+    whole = np.asarray(dot(turned(a, turn_a), turned(b, turn_b)))
+    part = np.asarray(dot(turned(a[some, rows], turn_a), turned(b[some, :, cols], turn_b)))
+    np.testing.assert_array_equal(part, whole[some, rows, cols])
+    np.testing.assert_allclose(whole, a @ b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [(((2, 0), (1, 2)), ((), ())), (((0,), (2,)), ((), ())), (((), ()), ((), ())), (((2,), (1,)), ((1,), (0,))), (((), ()), ((1,), (0,)))],

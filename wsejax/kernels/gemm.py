@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
@@ -31,11 +32,14 @@ def steady_dot(
 ) -> Shaped[Array, "..."]:
     """`lax.dot_general` in which an output element's bits do not depend on the size of the block it is computed in.
 
-    Small operands are padded with zero rows or columns, and a transposed A is copied. Products with batch dimensions are as XLA does them.
+    Small operands are padded with zero rows or columns, and a transposed A is copied.
     """
-    if dimension_numbers[1][0]:
-        return lax.dot_general(a, b, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type)
-    (ac, bc), _ = dimension_numbers
+    (ac, bc), (ab, bb) = dimension_numbers
+    if ab:
+        left = lambda dims, batch: tuple(d - (d > batch) for d in dims)
+        inner = ((left(ac, ab[0]), left(bc, bb[0])), (left(ab[1:], ab[0]), left(bb[1:], bb[0])))
+        one = lambda a, b: steady_dot(a, b, inner, precision, preferred_element_type)
+        return jax.vmap(one, (ab[0], bb[0]))(a, b)
     free_a = [d for d in range(a.ndim) if d not in ac]
     free_b = [d for d in range(b.ndim) if d not in bc]
     shape = [a.shape[d] for d in free_a] + [b.shape[d] for d in free_b]
@@ -89,6 +93,7 @@ def summa(
     shapes: Sequence[tuple[int, ...]],
     tiles: Mapping[str, int],
     steady: bool = True,
+    cut: bool = True,
     accumulate=None,
     preferred_element_type=None,
     precision=None,
@@ -101,13 +106,15 @@ def summa(
       moves: for each operand its layout, and the layout in which its panels meet the output (contracted dimensions whole).
       shapes: of the whole operands.
       tiles: number of tiles along each mesh axis.
-      steady: keep the bits independent of the device mesh (`steady_dot`).
+      steady: keep the bits independent of the device mesh.
+      cut: the mesh cuts a dimension that the product keeps, so that the shape of a block depends on it (`steady_dot`). A batch that is cut
+        changes no bits.
       accumulate: dtype to which the output is rounded after every panel, None for exact updates.
     """
     a, b = (relayout(x, *move, shape, tiles) for x, move, shape in zip((a, b), moves, shapes, strict=True))
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
-    dot = steady_dot if steady else lax.dot_general
+    dot = steady_dot if steady and cut else lax.dot_general
     keep = {"precision": precision, "preferred_element_type": preferred_element_type}
     rounded = lambda c: c if accumulate is None else c.astype(accumulate).astype(c.dtype)
     first, *others = [(a, b)] if accumulate is None else _panels(a, b, dimension_numbers, moves, tiles)

@@ -24,8 +24,8 @@ def dot_general(op: Op, ctx: Context) -> Step:
 
     def run(x, y):
         keep = {k: op.params[k] for k in ("preferred_element_type", "precision")}
-        steady = ctx.steady and any(out)
-        return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, steady, accumulate, **keep)]
+        keep |= {"steady": ctx.steady and any(out), "cut": any(out[len(ab) :]), "accumulate": accumulate}
+        return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, **keep)]
 
     flops = dot_flops(a, b, op.outs[0], ac)
     calls = [ctx.call("kernel", "gemm", op, [la, lb], [out], byte_hops=hops, flops=flops)] if hops else []
