@@ -168,6 +168,15 @@ def test_nor_where_there_is_a_batch(turn_a, turn_b, batch, m, n, k, data):
     np.testing.assert_allclose(whole, a @ b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [(), (1, 1)])
+def test_nor_in_a_batch_of_products_of_vectors(kept):
+    a, b = np.random.default_rng(0).standard_normal((2, 48, 200)).astype(np.float32)
+    numbers = (((1 + len(kept[:1]),), (1,)), ((0,), (0,)))
+    dot = jax.jit(lambda a, b: steady_dot(a.reshape(-1, *kept[:1], 200), b.reshape(-1, 200, *kept[1:]), numbers))
+    np.testing.assert_array_equal(dot(a[:4], b[:4]), dot(a, b)[:4])
+    np.testing.assert_allclose(np.ravel(dot(a, b)), (a * b).sum(1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "numbers",
     [(((2, 0), (1, 2)), ((), ())), (((0,), (2,)), ((), ())), (((), ()), ((), ())), (((2,), (1,)), ((1,), (0,))), (((), ()), ((1,), (0,)))],

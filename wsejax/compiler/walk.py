@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
@@ -195,6 +196,11 @@ def _step(op: Op, ctx: Context) -> Step:
     return Step(ins, outs, op.bind, [ctx.call("unsharded", op.name, op, ins, outs)])
 
 
+def _opaque(const):
+    """A constant as XLA may not see it: what it folds into one, it would fold only on meshes that leave the constant whole."""
+    return lax.optimization_barrier(jnp.asarray(const)) if jnp.issubdtype(const.dtype, jnp.inexact) else const
+
+
 def run(plan: Plan, *blocks) -> list[Any]:
     """Do a plan on this device's blocks of the graph's inputs, in layouts `plan.ins`. Must run inside the mesh."""
     env: dict[tuple[Value, Layout], Any] = {(v, lay): b for v, lay, b in zip(plan.graph.ins, plan.ins, blocks, strict=True)}
@@ -205,7 +211,7 @@ def run(plan: Plan, *blocks) -> list[Any]:
     def get(value: Value, want: Layout):
         if (value, want) not in env:
             if value.const is not None:
-                env[value, want] = move(value.const, value, whole(value), want) if any(want) else value.const
+                env[value, want] = move(_opaque(value.const), value, whole(value), want) if any(want) else value.const
             else:
                 src = plan.have[value]
                 env[value, want] = move(env[value, src], value, src, want)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from wsejax.kernels.reduce import tree_reduce
 from wsejax.kernels.relayout import Layout, padded, relayout
 
 DotDims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -35,7 +36,9 @@ def steady_dot(
     Small operands are padded with zero rows or columns, and a transposed A is copied.
     """
     (ac, bc), (ab, bb) = dimension_numbers
-    if ab:
+    if ab and max(_kept_size(a, ab, ac), _kept_size(b, bb, bc)) == 1:
+        return _dots(a, b, dimension_numbers, preferred_element_type)
+    if ab:  # although its own length changes no bits: on one mesh XLA folds a transpose into the product, on another there is none to fold
         left = lambda dims, batch: tuple(d - (d > batch) for d in dims)
         inner = ((left(ac, ab[0]), left(bc, bb[0])), (left(ab[1:], ab[0]), left(bb[1:], bb[0])))
         one = lambda a, b: steady_dot(a, b, inner, precision, preferred_element_type)
@@ -69,6 +72,22 @@ def steady_dot(
     return c.reshape(shape)
 
 
+def _kept_size(x, batch, contracted) -> int:
+    return math.prod(n for d, n in enumerate(x.shape) if d not in (*batch, *contracted))
+
+
+def _dots(a, b, dimension_numbers: DotDims, preferred_element_type):
+    """A batch of products of two vectors. XLA makes one reduction of them, whose order depends on how many there are."""
+    (ac, bc), (ab, bb) = dimension_numbers
+    out = preferred_element_type or jnp.result_type(a, b)
+    wide = jnp.promote_types(out, jnp.float32) if jnp.issubdtype(out, jnp.floating) else out
+    kept_a, kept_b = ([d for d in range(x.ndim) if d not in dims] for x, dims in ((a, (*ab, *ac)), (b, (*bb, *bc))))
+    a = jnp.transpose(a, (*ab, *kept_a, *ac)).astype(wide)
+    a = jnp.expand_dims(a, range(len(ab) + len(kept_a), len(ab) + len(kept_a) + len(kept_b)))
+    b = jnp.expand_dims(jnp.transpose(b, (*bb, *kept_b, *bc)).astype(wide), range(len(ab), len(ab) + len(kept_a)))
+    return tree_reduce(a * b, tuple(range(a.ndim - len(ac), a.ndim)), jnp.add).astype(out)
+
+
 def _flat(x, free, contracted):
     """`x` with its kept dimensions merged into one, in front or behind as they were; and where they and the contracted ones are now."""
     behind = bool(contracted) and min(free, default=0) > min(contracted)
@@ -93,7 +112,6 @@ def summa(
     shapes: Sequence[tuple[int, ...]],
     tiles: Mapping[str, int],
     steady: bool = True,
-    cut: bool = True,
     accumulate=None,
     preferred_element_type=None,
     precision=None,
@@ -106,15 +124,13 @@ def summa(
       moves: for each operand its layout, and the layout in which its panels meet the output (contracted dimensions whole).
       shapes: of the whole operands.
       tiles: number of tiles along each mesh axis.
-      steady: keep the bits independent of the device mesh.
-      cut: the mesh cuts a dimension that the product keeps, so that the shape of a block depends on it (`steady_dot`). A batch that is cut
-        changes no bits.
+      steady: keep the bits independent of the device mesh (`steady_dot`).
       accumulate: dtype to which the output is rounded after every panel, None for exact updates.
     """
     a, b = (relayout(x, *move, shape, tiles) for x, move, shape in zip((a, b), moves, shapes, strict=True))
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
-    dot = steady_dot if steady and cut else lax.dot_general
+    dot = steady_dot if steady else lax.dot_general
     keep = {"precision": precision, "preferred_element_type": preferred_element_type}
     rounded = lambda c: c if accumulate is None else c.astype(accumulate).astype(c.dtype)
     first, *others = [(a, b)] if accumulate is None else _panels(a, b, dimension_numbers, moves, tiles)
