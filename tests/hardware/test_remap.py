@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsejax.hardware import WSE3, DefectMap, Remap, UnusableWaferError, WaferSpec, remap
-from wsejax.hardware.remap import _nearest
+from wsejax.hardware.lines import nearest
 from wsejax.hardware.routes import connected_regions, shortest_hops
 
 Place = tuple[int, int]
@@ -137,7 +137,7 @@ def test_the_straightest_row():
 
         if not choices or all(np.array_equal(choices[0], other) for other in neighbours):
             continue  # a row in line with its neighbours is left as it is
-        place = _nearest(usable, neighbours, choices[0])
+        place = nearest(usable, neighbours, choices[0])
         assert usable[place].all() and (np.diff(place) > 0).all()
         assert cost(place) == min(map(cost, choices))
 

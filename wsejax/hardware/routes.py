@@ -65,6 +65,24 @@ def shortest_hops(defects: DefectMap, start: Int[np.ndarray, "2 ..."], end: Int[
     return hops.reshape(shape)
 
 
+def hops_up_to(
+    defects: DefectMap, start: Int[np.ndarray, "2 links"], end: Int[np.ndarray, "2 links"], limit: int
+) -> Int[np.ndarray, " links"]:
+    """As `shortest_hops` between healthy PEs, but -1 for what takes more than `limit` hops, which makes it much faster."""
+    hops = np.abs(end - start).sum(axis=0)
+    around = np.flatnonzero((hops <= limit) & ~_has_route_of_one_turn(defects, start, end))
+    least = hops[around]
+    hops[hops > limit] = -1
+    margin = 1
+    while around.size:
+        found = _search(defects, start[:, around], end[:, around], margin)
+        hops[around] = np.where(found <= limit, found, -1)
+        margin += 1  # a longer route than those found so far has at least two hops more on every side of the window
+        more = (found < 0) & (least + 2 * margin <= limit)
+        around, least = around[more], least[more]
+    return hops
+
+
 def _has_route_of_one_turn(
     defects: DefectMap, start: Int[np.ndarray, "2 links"], end: Int[np.ndarray, "2 links"]
 ) -> Bool[np.ndarray, " links"]:

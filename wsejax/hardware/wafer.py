@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from .defects import DefectMap
-from .remap import Remap, UnusableWaferError, remap
+from .remap import POLICIES, Remap, UnusableWaferError, remap
 from .spec import WaferSpec
 
 Grid = tuple[int, int]
@@ -29,6 +29,8 @@ class Wafer:
         grid nearest to a square.
       mesh: an existing `jax.sharding.Mesh` with axes ("y", "x"), instead of `devices`.
       reduction: the order in which the tiles of a line are combined: "chain", "tree" or "two_phase".
+      policy: how large the logical mesh is: "usable", "spares" or "largest" (see `remap`).
+      max_dilation: most hops of a logical link, None for any number (see `remap`).
       accumulate: dtype in which bfloat16 and float16 numbers are added up, in a tile and from tile to tile: "float32" (rounded once, at the
         end) or "operand" (rounded to the operand's dtype after every tile).
 
@@ -47,6 +49,8 @@ class Wafer:
     devices: Grid
     reduction: str
     accumulate: str
+    policy: str
+    max_dilation: int | None
     _arguments: dict[str, Any]
     _mesh: Mesh | None
     _key: tuple[Any, ...]
@@ -60,6 +64,8 @@ class Wafer:
         mesh: Mesh | None = None,
         reduction: str = "chain",
         accumulate: str = "float32",
+        policy: str = "usable",
+        max_dilation: int | None = None,
     ) -> None:
         if not isinstance(spec, WaferSpec):
             raise ValueError(f"spec={spec!r}: give a WaferSpec such as WSE3 or WSE3.scaled(32, 32)")
@@ -76,16 +82,22 @@ class Wafer:
             raise ValueError(f"devices={devices!r} and mesh={mesh!r}: give one of the two, a mesh fixes its devices")
         tiles = None if tiles is None else _checked_grid("tiles", tiles)
         devices = None if devices is None else _checked_grid("devices", devices)
-        for name, value, known in (("reduction", reduction, REDUCTIONS), ("accumulate", accumulate, ACCUMULATORS)):
+        for name, value, known in (
+            ("reduction", reduction, REDUCTIONS),
+            ("accumulate", accumulate, ACCUMULATORS),
+            ("policy", policy, POLICIES),
+        ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, known))}")
-        numerics = {"reduction": reduction, "accumulate": accumulate}
-        arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh, **numerics}
+        if max_dilation is not None and (not isinstance(max_dilation, int) or isinstance(max_dilation, bool) or max_dilation < 1):
+            raise ValueError(f"max_dilation={max_dilation!r}: give a number of hops of at least 1, or None for no bound")
+        options = {"reduction": reduction, "accumulate": accumulate, "policy": policy, "max_dilation": max_dilation}
+        arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh, **options}
         if mesh is not None:
             devices = _grid_of_mesh(mesh)
 
         least = tiles or devices or (1, 1)
-        embedding = _embed(spec, defects, least, "tiles" if tiles else "devices")
+        embedding = _embed(spec, defects, least, "tiles" if tiles else "devices", policy, max_dilation)
         if devices is None:
             devices = _default_devices(tiles, (embedding.rows, embedding.cols))
         tiles = tiles or devices
@@ -105,8 +117,8 @@ class Wafer:
             "devices": devices,
             "_arguments": arguments,
             "_mesh": mesh,
-            **numerics,
-            "_key": (spec, defects, tiles, devices, mesh, reduction, accumulate),
+            **options,
+            "_key": (spec, defects, tiles, devices, mesh, *options.values()),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -222,12 +234,12 @@ def _grid_of_mesh(mesh: Any) -> Grid:
     return mesh.shape["y"], mesh.shape["x"]
 
 
-def _embed(spec: WaferSpec, defects: DefectMap, least: Grid, name: str) -> Remap:
+def _embed(spec: WaferSpec, defects: DefectMap, least: Grid, name: str, policy: str, max_dilation: int | None) -> Remap:
     """The logical mesh; a grid of tiles or devices larger than it is an error that names `name`."""
     try:
-        return remap(spec, defects, *least)
+        return remap(spec, defects, *least, policy, max_dilation)
     except UnusableWaferError as error:
-        if least == (1, 1) or not error.rows:
+        if least == (1, 1) or not error.rows or (error.rows >= least[0] and error.cols >= least[1]):
             raise
         raise ValueError(
             f"{name}={least}: more {name} than logical PEs, of which {spec.name} has {error.rows} x {error.cols} at "
