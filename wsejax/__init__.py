@@ -33,16 +33,18 @@ from wsejax.hardware import (
     WSE3,
     DefectMap,
     Remap,
+    Routes,
     UnusableWaferError,
     Wafer,
     WaferSpec,
     remap,
     request_cpu_devices,
+    static_routes,
 )
 
 __all__ = [
     "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "DefectMap", "Exported",
-    "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Step", "UnsupportedOpError",
+    "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Routes", "Step", "UnsupportedOpError",
     "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "attention", "audit", "check_hlo", "fabric", "jit", "load_exported",
-    "register_rule", "remap", "request_cpu_devices", "wafer_map", "with_layout",
+    "register_rule", "remap", "request_cpu_devices", "static_routes", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from .defects import DefectMap as DefectMap
 from .devices import request_cpu_devices as request_cpu_devices
-from .remap import Remap as Remap
+from .embedding import Remap as Remap
+from .paths import Routes as Routes
+from .paths import static_routes as static_routes
 from .remap import UnusableWaferError as UnusableWaferError
 from .remap import remap as remap
 from .spec import WSE1 as WSE1

@@ -19,8 +19,10 @@ from jaxtyping import Bool, Int
 
 from .bounded import bend_within, clear_lines
 from .defects import DefectMap
+from .embedding import Remap, measured
 from .lines import bend
-from .routes import connected_regions, shortest_hops
+from .paths import static_routes
+from .routes import connected_regions
 from .spec import WaferSpec
 
 POLICIES = ("usable", "spares", "largest")
@@ -34,48 +36,6 @@ class UnusableWaferError(ValueError):
         super().__init__(message)
         self.rows = rows
         self.cols = cols
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Remap:
-    """A logical mesh of R x C PEs on the physical grid. The arrays are read-only.
-
-    Attributes:
-      physical_row, physical_col: where logical PE (r, c) lies. All PEs are healthy and reach each other. Unless hops are bounded,
-        rows increase strictly along each logical column, and columns along each logical row.
-      east_hops: hops of a shortest healthy route from logical PE (r, c) to (r, c + 1).
-      south_hops: the same from (r, c) to (r + 1, c).
-    """
-
-    physical_row: Int[np.ndarray, "R C"]
-    physical_col: Int[np.ndarray, "R C"]
-    east_hops: Int[np.ndarray, "R C-1"]
-    south_hops: Int[np.ndarray, "R-1 C"]
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            array = np.ascontiguousarray(getattr(self, field.name), dtype=np.int32)
-            array.flags.writeable = False
-            object.__setattr__(self, field.name, array)
-
-    @property
-    def rows(self) -> int:
-        return self.physical_row.shape[0]
-
-    @property
-    def cols(self) -> int:
-        return self.physical_row.shape[1]
-
-    @property
-    def mean_dilation(self) -> float:
-        """Mean hops of a logical link; 1.0 for a mesh without links."""
-        links = self.east_hops.size + self.south_hops.size
-        return (int(self.east_hops.sum()) + int(self.south_hops.sum())) / links if links else 1.0
-
-    @property
-    def max_dilation(self) -> int:
-        """Hops of the longest logical link; 1 for a mesh without links."""
-        return max(int(self.east_hops.max(initial=1)), int(self.south_hops.max(initial=1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +74,7 @@ def remap(
     min_cols: int = 1,
     policy: str = "usable",
     max_dilation: int | None = None,
+    max_congestion: int | None = None,
 ) -> Remap:
     """A logical mesh of at least `min_rows` x `min_cols`, as large as `policy` wants it.
 
@@ -125,6 +86,7 @@ def remap(
         "largest": the largest mesh of the whole physical grid.
       max_dilation: most hops of a logical link. None: any number. With a bound the mesh is the largest that was found, in the largest
         region; there is no promise that no larger one exists.
+      max_congestion: most logical links over one physical link, in each direction, by `static_routes`. Needs `max_dilation`.
 
     Raises:
       ValueError: `min_rows`, `min_cols` or `max_dilation` is not positive, an unknown policy, or `defects` is a map of another
@@ -133,9 +95,11 @@ def remap(
     """
     if defects.shape != (spec.rows, spec.cols):
         raise ValueError(f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} PEs; make the map for this spec")
-    for name, least in (("min_rows", min_rows), ("min_cols", min_cols), ("max_dilation", max_dilation)):
+    for name, least in (("min_rows", min_rows), ("min_cols", min_cols), ("max_dilation", max_dilation), ("max_congestion", max_congestion)):
         if least is not None and least < 1:
             raise ValueError(f"{name}={least!r}: must be at least 1; leave {name} out")
+    if max_congestion is not None and max_dilation is None:
+        raise ValueError(f"max_congestion={max_congestion}: give max_dilation, too, for example 3 for few defects and 5 for many")
     if policy not in POLICIES:
         raise ValueError(f"policy={policy!r}: must be one of {', '.join(map(repr, POLICIES))}")
     limits = _Limits(min_rows, min_cols, spec.usable_rows, spec.usable_cols)
@@ -162,15 +126,25 @@ def remap(
         if best.max_dilation == 1:
             break
         best = min(best, _embed(defects, regions, choice), key=lambda embedding: embedding.mean_dilation)
-    if max_dilation is not None and best.max_dilation > max_dilation:
-        return _bounded(spec, defects, regions == 1, limits, max_dilation, best)
-    return best
+    if max_dilation is None or (best.max_dilation <= max_dilation and _spread_enough(defects, best, max_congestion)):
+        return best
+    return _bounded(spec, defects, regions == 1, limits, max_dilation, max_congestion, best)
+
+
+def _spread_enough(defects: DefectMap, mesh: Remap, max_congestion: int | None) -> bool:
+    return max_congestion is None or static_routes(defects, mesh).congestion <= max_congestion
 
 
 def _bounded(
-    spec: WaferSpec, defects: DefectMap, region: Bool[np.ndarray, "rows cols"], limits: _Limits, max_dilation: int, free: Remap
+    spec: WaferSpec,
+    defects: DefectMap,
+    region: Bool[np.ndarray, "rows cols"],
+    limits: _Limits,
+    max_dilation: int,
+    max_congestion: int | None,
+    free: Remap,
 ) -> Remap:
-    """The first mesh that can be had, in the order of their areas; each try is a little narrower than the one before.
+    """The first mesh that can be had: each try is a little narrower than the one before, in the orientation of the larger area first.
 
     `free` is the mesh without a bound, for the message.
     """
@@ -184,18 +158,21 @@ def _bounded(
         area = np.where((rows >= allowed.min_rows) & (widths >= allowed.min_cols), rows * widths, 0)
         if n := int(area.max(initial=0)):
             ways.append((n, int(widths[area.argmax()]), allowed, on, lines, turned))
-    for _, width, allowed, on, lines, turned in sorted(ways, key=lambda way: -way[0]):
-        for narrower in _NARROWER:
+    ways.sort(key=lambda way: -way[0])
+    for narrower in _NARROWER:
+        for _, width, allowed, on, lines, turned in ways:
             cols = width - narrower
             rows = min(int((lines.usable.sum(axis=1) >= cols).sum()), allowed.max_rows)
-            if cols < allowed.min_cols:
-                break
-            if placed := bend_within(on, lines, rows, cols, max_dilation):
-                row, col = (part.T for part in placed[::-1]) if turned else placed
-                return _measured(defects, row, col)
+            if cols < allowed.min_cols or not (placed := bend_within(on, lines, rows, cols, max_dilation)):
+                continue
+            row, col = (part.T for part in placed[::-1]) if turned else placed
+            mesh = measured(defects, row, col)
+            if _spread_enough(defects, mesh, max_congestion):
+                return mesh
+    congested = f" and at most {max_congestion} of them over one physical link" if max_congestion else ""
     raise UnusableWaferError(
-        f"max_dilation={max_dilation}: no mesh of {limits.min_rows} x {limits.min_cols} logical PEs with links that short was found on "
-        f"{spec.name} with {defects!r}; the largest without a bound has {free.rows} rows and {free.cols} cols and links of up to "
+        f"max_dilation={max_dilation}: no mesh of {limits.min_rows} x {limits.min_cols} logical PEs with links that short{congested} was "
+        f"found on {spec.name} with {defects!r}; the largest without a bound has {free.rows} rows and {free.cols} cols and links of up to "
         f"{free.max_dilation} hops. Allow more hops, or a smaller mesh",
         0,
         0,
@@ -232,11 +209,4 @@ def _embed(defects: DefectMap, regions: Int[np.ndarray, "rows cols"], choice: _C
         physical_col, physical_row = (part.T for part in bend(inside.T, choice.cols, choice.rows))
     else:
         physical_row, physical_col = bend(inside, choice.rows, choice.cols)
-    return _measured(defects, physical_row, physical_col)
-
-
-def _measured(defects: DefectMap, row: Int[np.ndarray, "R C"], col: Int[np.ndarray, "R C"]) -> Remap:
-    place = np.stack([row, col])
-    east = shortest_hops(defects, place[:, :, :-1], place[:, :, 1:])
-    south = shortest_hops(defects, place[:, :-1], place[:, 1:])
-    return Remap(row, col, east, south)
+    return measured(defects, physical_row, physical_col)

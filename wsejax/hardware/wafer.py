@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from .defects import DefectMap
-from .remap import POLICIES, Remap, UnusableWaferError, remap
+from .embedding import Remap
+from .paths import Routes, static_routes
+from .remap import POLICIES, UnusableWaferError, remap
 from .spec import WaferSpec
 
 Grid = tuple[int, int]
@@ -31,6 +34,7 @@ class Wafer:
       reduction: the order in which the tiles of a line are combined: "chain", "tree" or "two_phase".
       policy: how large the logical mesh is: "usable", "spares" or "largest" (see `remap`).
       max_dilation: most hops of a logical link, None for any number (see `remap`).
+      max_congestion: most logical links over one physical link, None for any number (see `remap`).
       accumulate: dtype in which bfloat16 and float16 numbers are added up, in a tile and from tile to tile: "float32" (rounded once, at the
         end) or "operand" (rounded to the operand's dtype after every tile).
 
@@ -51,6 +55,7 @@ class Wafer:
     accumulate: str
     policy: str
     max_dilation: int | None
+    max_congestion: int | None
     _arguments: dict[str, Any]
     _mesh: Mesh | None
     _key: tuple[Any, ...]
@@ -66,6 +71,7 @@ class Wafer:
         accumulate: str = "float32",
         policy: str = "usable",
         max_dilation: int | None = None,
+        max_congestion: int | None = None,
     ) -> None:
         if not isinstance(spec, WaferSpec):
             raise ValueError(f"spec={spec!r}: give a WaferSpec such as WSE3 or WSE3.scaled(32, 32)")
@@ -89,15 +95,17 @@ class Wafer:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, known))}")
-        if max_dilation is not None and (not isinstance(max_dilation, int) or isinstance(max_dilation, bool) or max_dilation < 1):
-            raise ValueError(f"max_dilation={max_dilation!r}: give a number of hops of at least 1, or None for no bound")
-        options = {"reduction": reduction, "accumulate": accumulate, "policy": policy, "max_dilation": max_dilation}
+        bounds = {"max_dilation": max_dilation, "max_congestion": max_congestion}
+        for name, value in bounds.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value!r}: give a number of at least 1, or None for no bound")
+        options = {"reduction": reduction, "accumulate": accumulate, "policy": policy, **bounds}
         arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh, **options}
         if mesh is not None:
             devices = _grid_of_mesh(mesh)
 
         least = tiles or devices or (1, 1)
-        embedding = _embed(spec, defects, least, "tiles" if tiles else "devices", policy, max_dilation)
+        embedding = _embed(spec, defects, least, "tiles" if tiles else "devices", {"policy": policy, **bounds})
         if devices is None:
             devices = _default_devices(tiles, (embedding.rows, embedding.cols))
         tiles = tiles or devices
@@ -155,6 +163,11 @@ class Wafer:
     @property
     def logical_pes(self) -> int:
         return self.remap.rows * self.remap.cols
+
+    @functools.cached_property
+    def routes(self) -> Routes:
+        """The static route of every logical link (see `static_routes`)."""
+        return static_routes(self.defects, self.remap)
 
     @property
     def healthy_pes(self) -> int:
@@ -234,10 +247,10 @@ def _grid_of_mesh(mesh: Any) -> Grid:
     return mesh.shape["y"], mesh.shape["x"]
 
 
-def _embed(spec: WaferSpec, defects: DefectMap, least: Grid, name: str, policy: str, max_dilation: int | None) -> Remap:
+def _embed(spec: WaferSpec, defects: DefectMap, least: Grid, name: str, how: dict[str, Any]) -> Remap:
     """The logical mesh; a grid of tiles or devices larger than it is an error that names `name`."""
     try:
-        return remap(spec, defects, *least, policy, max_dilation)
+        return remap(spec, defects, *least, **how)
     except UnusableWaferError as error:
         if least == (1, 1) or not error.rows or (error.rows >= least[0] and error.cols >= least[1]):
             raise

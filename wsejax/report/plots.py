@@ -111,6 +111,35 @@ def plot_wafer(wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
     return _save(figure, path)
 
 
+def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Figure:
+    """Histograms of the logical mesh's size and mean hops over many wafers, and the share of PEs in use against the hops allowed.
+
+    records: rows with `utilisation`, `mean_dilation` and `max_dilation_allowed`; rows without `utilisation` (no mesh was found) are
+    left out. Raises ValueError where none is left.
+    """
+    found = [r for r in records if "utilisation" in r]
+    if not found:
+        raise ValueError("records has no wafer with a mesh: there is nothing to draw; allow more hops or fewer defects")
+    bounds = sorted({r["max_dilation_allowed"] for r in found})
+    figure = _figure(11, 3.6)
+    size, hops, trade = figure.subplots(1, 3)
+    for bound in bounds:
+        some = [r for r in found if r["max_dilation_allowed"] == bound]
+        size.hist([100 * r["utilisation"] for r in some], bins=12, alpha=0.6, label=f"at most {bound} hops")
+        hops.hist([r["mean_dilation"] for r in some], bins=12, alpha=0.6, label=f"at most {bound} hops")
+    mean = lambda bound: np.mean([100 * r["utilisation"] for r in found if r["max_dilation_allowed"] == bound])
+    trade.plot(bounds, [mean(bound) for bound in bounds], "o-", color="#1f5fa8", label="logical mesh")
+    if all("utilisation_bound" in r for r in found):
+        trade.axhline(100 * np.mean([r["utilisation_bound"] for r in found]), color="#d9822b", linestyle="--", label="all healthy PEs")
+    size.set(xlabel="PEs in the logical mesh (% of physical)", ylabel="wafers")
+    hops.set(xlabel="mean hops of a logical link")
+    trade.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)
+    for axes in (size, hops, trade):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
 def _figure(width_inches: float, height_inches: float) -> Figure:
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
