@@ -212,4 +212,4 @@ def in_cycles(shape: tuple[int, int], start, steps) -> np.ndarray:
     _, part = scipy.sparse.csgraph.connected_components(graph, connection="strong")
     cyclic = np.zeros(both.shape, bool)
     cyclic[both] = part[ends[0]] == part[ends[1]]
-    return cyclic.any(axis=1)
+    return np.asarray(cyclic.any(axis=1))
