@@ -61,9 +61,12 @@ def clear_lines(defects: DefectMap, region: Bool[np.ndarray, "rows cols"], max_h
 
 
 def bend_within(
-    defects: DefectMap, lines: Lines, rows: int, cols: int, max_hops: int
+    defects: DefectMap, lines: Lines, rows: int, cols: int, max_hops: int, mend: bool = True
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "R C"]] | None:
-    """Place `rows` x `cols` logical PEs with no link of more than `max_hops` hops; None if that does not succeed."""
+    """Place `rows` x `cols` logical PEs with no link of more than `max_hops` hops; None if that does not succeed.
+
+    mend: move single PEs where links are left that are too long. Routes are crowded around them.
+    """
     chosen = choose_lines(lines.usable, rows, cols)
     physical_row, usable, along = lines.physical_row[chosen], lines.usable[chosen], lines.along[:, chosen]
     across = _across(defects, physical_row, usable, max_hops)
@@ -81,7 +84,7 @@ def bend_within(
     row = np.take_along_axis(physical_row, place, 1)
     if bad > max(_MOST_MENDED * (east.size + south.size), 8):
         return None
-    if bad and not Mender(defects, row, place, max_hops).mend(east, south):
+    if bad and not (mend and Mender(defects, row, place, max_hops).mend(east, south)):
         return None
     return row, place
 

@@ -10,6 +10,7 @@ back get a further colour if `colours` finds them in a cycle.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import scipy.sparse
@@ -31,21 +32,30 @@ class Routes:
     """A shortest route for every logical link, taken both ways.
 
     Attributes:
+      mesh: whose routes these are.
       east: steps (NORTH, EAST, SOUTH, WEST, -1 after the last) from logical PE (r, c) to (r, c + 1).
       south: the same from (r, c) to (r + 1, c).
       east_load, south_load: logical links that use the physical link east and south of each PE, in each of its directions.
     """
 
+    mesh: Remap
     east: Int[np.ndarray, "R C-1 H"]
     south: Int[np.ndarray, "R-1 C H"]
     east_load: Int[np.ndarray, "rows cols"]
     south_load: Int[np.ndarray, "rows cols"]
-    colours: int
 
     @property
     def congestion(self) -> int:
         """The most logical links that share a physical link in one direction."""
         return max(int(self.east_load.max(initial=0)), int(self.south_load.max(initial=0)))
+
+    @functools.cached_property
+    def colours(self) -> int:
+        """Colours that keep the routes free of deadlock: one for each logical direction, and more for those that step back in a cycle."""
+        place = np.stack([self.mesh.physical_row, self.mesh.physical_col]).astype(np.int64)
+        ways = ((place[:, :, :-1], self.east), (place[:, :-1], self.south))
+        shape = self.east_load.shape
+        return 2 * sum(_colours(shape, start.reshape(2, -1), steps.reshape(-1, steps.shape[-1])) for start, steps in ways)
 
 
 def static_routes(defects: DefectMap, mesh: Remap) -> Routes:
@@ -68,9 +78,8 @@ def static_routes(defects: DefectMap, mesh: Remap) -> Routes:
         for at in range(0, far.size, _CHUNK):
             _choose(steps[way], far[at : at + _CHUNK], start, end, hops, way, open_links, loads)
     _spread(steps, ends, open_links, loads)
-    colours = 2 * sum(_colours(defects.shape, start, steps[way]) for way, (start, _, _) in ends.items())
     east, south = (steps[way].reshape(*hops.shape, steps[way].shape[1]) for way, hops in ((EAST, mesh.east_hops), (SOUTH, mesh.south_hops)))
-    return Routes(east, south, loads[0], loads[1], colours)
+    return Routes(mesh, east, south, loads[0], loads[1])
 
 
 def channels(start: Int[np.ndarray, "2 links"], steps: Int[np.ndarray, "links H"]) -> Int[np.ndarray, "links H 3"]:
@@ -188,7 +197,7 @@ def _search(start, end, hops: int, way: int, open_links, loads, length: int) -> 
 
 def _colours(shape: tuple[int, int], start, steps) -> int:
     """Colours that the routes of one logical direction need: routes that lie in a cycle of channels move to the next one."""
-    count, rest = 1, np.arange(len(steps))
+    count, rest = 1, np.flatnonzero((steps >= 0).sum(axis=1) > 1)  # a single channel waits for none
     while True:
         stuck = in_cycles(shape, start[:, rest], steps[rest])
         if not stuck.any():

@@ -159,16 +159,17 @@ def _bounded(
         if n := int(area.max(initial=0)):
             ways.append((n, int(widths[area.argmax()]), allowed, on, lines, turned))
     ways.sort(key=lambda way: -way[0])
-    for narrower in _NARROWER:
-        for _, width, allowed, on, lines, turned in ways:
-            cols = width - narrower
-            rows = min(int((lines.usable.sum(axis=1) >= cols).sum()), allowed.max_rows)
-            if cols < allowed.min_cols or not (placed := bend_within(on, lines, rows, cols, max_dilation)):
-                continue
-            row, col = (part.T for part in placed[::-1]) if turned else placed
-            mesh = measured(defects, row, col)
-            if _spread_enough(defects, mesh, max_congestion):
-                return mesh
+    for mend in (False, True) if max_congestion else (True,):
+        for narrower in _NARROWER:
+            for _, width, allowed, on, lines, turned in ways:
+                cols = width - narrower
+                rows = min(int((lines.usable.sum(axis=1) >= cols).sum()), allowed.max_rows)
+                if cols < allowed.min_cols or not (placed := bend_within(on, lines, rows, cols, max_dilation, mend)):
+                    continue
+                row, col = (part.T for part in placed[::-1]) if turned else placed
+                mesh = measured(defects, row, col)
+                if _spread_enough(defects, mesh, max_congestion):
+                    return mesh
     congested = f" and at most {max_congestion} of them over one physical link" if max_congestion else ""
     raise UnusableWaferError(
         f"max_dilation={max_dilation}: no mesh of {limits.min_rows} x {limits.min_cols} logical PEs with links that short{congested} was "
