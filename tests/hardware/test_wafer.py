@@ -167,3 +167,26 @@ def test_repr_tells_the_whole_story():
     ):
         assert part in text
     assert "tiles         4 x 4 of" in text and "devices       2 x 2" in text
+
+
+def test_what_dies_later_changes_the_mesh_and_not_the_tiles():
+    wafer = Wafer(WSE3.scaled(16, 16), tiles=(4, 4), devices=(2, 2), policy="largest")
+    after = wafer.kill(pes=[(3, 5)], links=[((0, 1), (0, 0)), ((4, 4), (5, 4))])
+    assert after.defects.dead_pe_count == 1 and after.defects.dead_link_count == 2
+    assert after.defects.dead_east_links[0, 0] and after.defects.dead_south_links[4, 4]
+    assert (after.tiles, after.devices, after.policy) == (wafer.tiles, wafer.devices, wafer.policy)
+    assert after.logical_pes < wafer.logical_pes and wafer.defects.dead_pe_count == 0
+    assert after.kill(pes=[(3, 5)]) == after
+
+
+@pytest.mark.parametrize(
+    ("dead", "message"),
+    [
+        ({"pes": [(16, 0)]}, r"PE \(16, 0\) is off the wafer: rows go from 0 to 15"),
+        ({"links": [((0, 0), (0, -1))]}, "off the wafer"),
+        ({"links": [((0, 0), (1, 1))]}, "leads nowhere"),
+    ],
+)
+def test_what_cannot_die(dead, message):
+    with pytest.raises(ValueError, match=message):
+        Wafer(WSE3.scaled(16, 16)).kill(**dead)

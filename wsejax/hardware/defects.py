@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Bool
 from .spec import WaferSpec
 
 _FORMAT = "wsejax.DefectMap/1"
+Place = tuple[int, int]
 _PARTS = ("dead_pes", "dead_east_links", "dead_south_links")
 
 
@@ -179,6 +181,31 @@ class DefectMap:
         dead_east[:, :-1] = dead_links[:east_count].reshape(spec.rows, spec.cols - 1)
         dead_south[:-1] = dead_links[east_count:].reshape(spec.rows - 1, spec.cols)
         return cls(dead_pes, dead_east, dead_south)
+
+    def with_dead(self, pes: Sequence[Place] = (), links: Sequence[tuple[Place, Place]] = ()) -> DefectMap:
+        """This map with more dead parts.
+
+        Args:
+          pes: (row, col) of PEs.
+          links: pairs of neighbouring PEs ((row, col), (row, col)), in any order.
+
+        Raises:
+          ValueError: a PE off the wafer, or a link between PEs that are no neighbours.
+        """
+        rows, cols = self.shape
+        dead = {name: np.array(getattr(self, name)) for name in _PARTS}
+        for pe in (*pes, *(end for link in links for end in link)):
+            row, col = pe
+            if not (0 <= row < rows and 0 <= col < cols):
+                raise ValueError(f"PE {(int(row), int(col))} is off the wafer: rows go from 0 to {rows - 1}, columns from 0 to {cols - 1}")
+        for row, col in pes:
+            dead["dead_pes"][row, col] = True
+        for one, other in links:
+            (row, col), (row2, col2) = sorted([tuple(one), tuple(other)])
+            if (row2 - row, col2 - col) not in ((0, 1), (1, 0)):
+                raise ValueError(f"link {one}-{other} leads nowhere: a link joins a PE to its neighbour in the row or in the column")
+            dead["dead_east_links" if row == row2 else "dead_south_links"][row, col] = True
+        return DefectMap(**dead)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file, whole or not at all: an interrupted save leaves an older file as it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -148,6 +149,22 @@ class Wafer:
         if changes.get("mesh") is not None:
             arguments["devices"] = None
         return Wafer(**(arguments | changes))
+
+    def kill(self, pes: Sequence[Grid] = (), links: Sequence[tuple[Grid, Grid]] = ()) -> Wafer:
+        """This wafer after more of it died, remapped: the same tiles and devices on another logical mesh, so the same results.
+
+        Args:
+          pes: physical (row, col) of PEs that died.
+          links: pairs of neighbouring PEs whose link died.
+
+        Raises:
+          ValueError: a PE off the wafer, a link that leads nowhere.
+          UnusableWaferError: (a ValueError) what is left does not hold the tiles, or the policy's mesh.
+        """
+        return self.replace(defects=self.defects.with_dead(pes, links), tiles=self.tiles, **self._devices_or_mesh())
+
+    def _devices_or_mesh(self) -> dict[str, Any]:
+        return {"devices": self.devices} if self._arguments["mesh"] is None else {"mesh": self._arguments["mesh"]}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Wafer) and self._key == other._key
