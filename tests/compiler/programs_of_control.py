@@ -325,3 +325,14 @@ def nothing_happens(x, p, v):
     """Moves of no elements, branches that return what they are given."""
     same = lax.cond(p, lambda x: x, lambda x: x, x)
     return same, jnp.roll(x, 0, 0), jnp.concatenate([x[:0], x]), jnp.pad(x, ((0, 0), (1, 2)), mode="edge"), jnp.pad(v, (0, 0))
+
+
+@program(floats(4, 4, 1).astype(jnp.bfloat16), floats(4, 4, 2, seed=1).astype(jnp.bfloat16), floats(4, 4, 70, seed=2).astype(jnp.float16))
+def small_batches_of_products_in_a_wider_type(x, y, z):
+    """XLA:CPU has no kernel for some of them, once they are padded."""
+    return (
+        jnp.einsum("abc,bau->acu", x, y, preferred_element_type=jnp.float32),
+        jnp.einsum("abc,abd->acd", z, z, preferred_element_type=jnp.float32),
+        jnp.einsum("abc,abc->a", y, y, preferred_element_type=jnp.float32),
+        jnp.einsum("abc,abd->acd", jnp.int8(y * 9), jnp.int8(x * 9), preferred_element_type=jnp.int32),
+    )

@@ -39,6 +39,8 @@ def steady_dot(
     if ab and max(_kept_size(a, ab, ac), _kept_size(b, bb, bc)) == 1:
         return _dots(a, b, dimension_numbers, preferred_element_type)
     if ab:  # although its own length changes no bits: on one mesh XLA folds a transpose into the product, on another there is none to fold
+        if preferred_element_type is not None:  # XLA:CPU refuses some padded batches of BF16 x BF16 = F32; the same numbers as F32 x F32
+            a, b = (x.astype(jnp.promote_types(x.dtype, preferred_element_type)) for x in (a, b))
         left = lambda dims, batch: tuple(d - (d > batch) for d in dims)
         inner = ((left(ac, ab[0]), left(bc, bb[0])), (left(ab[1:], ab[0]), left(bb[1:], bb[0])))
         one = lambda a, b: steady_dot(a, b, inner, precision, preferred_element_type)
