@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.internal.conjecture import providers
 
 import wsejax as wse
 from tests.compiler import random_ops_of_arrays, random_ops_of_control, random_ops_of_science  # noqa: F401  registers them
@@ -28,6 +29,16 @@ def fast():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def the_same_programs_every_time(monkeypatch):
+    """Hypothesis mixes in numbers it finds in the sources of whatever modules are loaded, so what it draws depends on the tests that ran
+    before. It has no setting for that; where this stops working, only the repeatability is lost."""
+    if hasattr(providers, "_get_local_constants") and hasattr(providers, "CONSTANTS_CACHE"):
+        none = providers.Constants()
+        monkeypatch.setattr(providers, "_get_local_constants", lambda: none)
+        monkeypatch.setattr(providers, "CONSTANTS_CACHE", type(providers.CONSTANTS_CACHE)(1024))
 
 
 def placed(case: Case, mesh) -> list:
