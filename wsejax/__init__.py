@@ -16,6 +16,7 @@ from wsejax.compiler import (
     Op,
     Program,
     Step,
+    Traffic,
     UnsupportedOpError,
     WaferFunction,
     attention,
@@ -24,6 +25,7 @@ from wsejax.compiler import (
     jit,
     load_exported,
     register_rule,
+    traffic,
     wafer_map,
     with_layout,
 )
@@ -44,7 +46,7 @@ from wsejax.hardware import (
 
 __all__ = [
     "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "DefectMap", "Exported",
-    "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Routes", "Step", "UnsupportedOpError",
+    "FabricError", "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Routes", "Step", "Traffic", "UnsupportedOpError",
     "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "attention", "audit", "check_hlo", "fabric", "jit", "load_exported",
-    "register_rule", "remap", "request_cpu_devices", "static_routes", "wafer_map", "with_layout",
+    "register_rule", "remap", "request_cpu_devices", "static_routes", "traffic", "wafer_map", "with_layout",
 ]  # fmt: skip

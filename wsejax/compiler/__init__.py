@@ -12,10 +12,11 @@ from wsejax.compiler.jit import WaferFunction, audit, jit
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
 from wsejax.compiler.program import Call, Program
+from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
 
 __all__ = [
     "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "HloReport", "LoadedFunction",
-    "Lowered", "Op", "Program", "Step", "UnsupportedOpError", "WaferFunction", "attention", "audit", "check_hlo", "jit",
-    "load_exported", "register_rule", "wafer_map", "with_layout",
+    "Lowered", "Op", "Program", "Step", "Traffic", "UnsupportedOpError", "WaferFunction", "attention", "audit", "check_hlo", "jit",
+    "load_exported", "register_rule", "traffic", "wafer_map", "with_layout",
 ]  # fmt: skip

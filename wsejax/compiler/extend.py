@@ -49,6 +49,9 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
     devices if `f` lets them: give arrays the tile grid as leading axes, and move them by `fabric.shift`, to keep to the tiles.
     The gradient of an argument that is replicated is added up device by device.
 
+    On a wafer with execution="physical" `f` gets blocks of the physical grid, one entry a PE, with poison in every PE that is not of the
+    mesh (`fabric.poison`); arrays have the PE grid as neighbouring dimensions P("y", "x"), or are whole, and then have no gradient.
+
     Args:
       f: function of blocks; pytrees of arrays in and out.
       wafer: gives the mesh.
@@ -69,7 +72,7 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         leaves, tree = jax.tree.flatten(args)
         ins = specs_of(in_specs, args)
         _check("in_specs", ins, [jnp.shape(x) for x in leaves], wafer)
-        shape_of = jax.eval_shape(lambda *args: fabric.on_mesh(f, wafer.mesh, in_specs, out_specs)(*args), *args)
+        shape_of = jax.eval_shape(lambda *args: fabric.on_wafer(f, wafer, in_specs, out_specs)(*args), *args)
         outs, out_tree = specs_of(out_specs, shape_of), jax.tree.structure(shape_of)
         _check("out_specs", outs, [x.shape for x in jax.tree.leaves(shape_of)], wafer)
         forward = Kernel(lambda *blocks: jax.tree.leaves(f(*jax.tree.unflatten(tree, blocks))), wafer, ins, outs, f.__name__)
@@ -101,6 +104,7 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         run.defvjp(lambda *leaves: (run(*leaves), leaves), run_back)
         return jax.tree.unflatten(out_tree, run(*leaves))
 
+    mapped.mapped = f, wafer, in_specs  # pyright: ignore[reportAttributeAccessIssue]  # for who counts its traffic
     return mapped
 
 
@@ -115,7 +119,7 @@ class Kernel:
     name: str
 
     def __call__(self, *arrays):
-        return list(fabric.on_mesh(lambda *blocks: tuple(self.f(*blocks)), self.wafer.mesh, self.in_specs, self.out_specs)(*arrays))
+        return list(fabric.on_wafer(lambda *blocks: tuple(self.f(*blocks)), self.wafer, self.in_specs, self.out_specs)(*arrays))
 
     def batched(self, dims) -> Kernel:
         """The kernel of many, along dimension `dims[i]` of operand i and the first of every result."""
@@ -141,6 +145,11 @@ batching.primitive_batchers[wafer_map_p] = lambda xs, dims, *, kernel: (
 
 
 def _call(kernel: Kernel, *arrays) -> list[Any]:
+    if inside_wse_jit.get() and kernel.wafer.execution == "physical":
+        raise ValueError(
+            f"wse.jit: {kernel.name} is mapped over a wafer with execution='physical', which runs in jax.jit; for wse.jit map it over "
+            "wafer.replace(execution='logical')"
+        )
     return wafer_map_p.bind(*arrays, kernel=kernel) if inside_wse_jit.get() else kernel(*arrays)
 
 
@@ -168,6 +177,11 @@ def _once(cotangent, spec: PartitionSpec):
 
 
 def _summed(gradient, spec: PartitionSpec):
+    if _replicated(spec) and fabric.machine() is not None:
+        raise ValueError(
+            f"spec={spec}: physically a whole argument has no gradient, since PEs outside the mesh would add poison to it; give every PE "
+            "its copy, P('y', 'x')"
+        )
     for axis in _replicated(spec):
         if fabric.size(axis) > 1:
             gradient = fabric.in_order(fabric.gather(gradient[None], axis, 0), 0)

@@ -118,8 +118,8 @@ def _users_file(file_name: str) -> str:
     return "" if ours else path
 
 
-def read(closed, caller: str = "unknown source") -> Graph:
-    """The graph of a closed jaxpr.
+def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> Graph:
+    """The graph of a closed jaxpr. Calls of jitted functions named in `keep` stay as ops of that name.
 
     Raises:
       UnsupportedOpError: the program has side effects (callbacks, prints) or calls that cannot be looked into.
@@ -127,7 +127,7 @@ def read(closed, caller: str = "unknown source") -> Graph:
     jaxpr, consts = _open(closed)
     ins = [_value(v.aval) for v in jaxpr.invars]
     ops: list[Op] = []
-    outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller)
+    outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller, keep)
     return Graph(ins, _turn_products(ops, outs), outs)
 
 
@@ -172,7 +172,7 @@ def _constant(x) -> Value:
     return Value(tuple(aval.shape), aval.dtype, x)
 
 
-def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller: str) -> list[Value]:
+def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller: str, keep: tuple[str, ...] = ()) -> list[Value]:
     """Append the ops of a jaxpr; `caller` is the source line of equations whose own is inside a library."""
     env: dict[Any, Value] = {}
     env.update(zip(jaxpr.constvars, consts, strict=True))
@@ -184,7 +184,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
     for eqn in jaxpr.eqns:
         name, ins = eqn.primitive.name, [get(v) for v in eqn.invars]
         source = source_line(eqn) or caller
-        if eqn.effects:
+        if any(type(e).__name__ != "NamedAxisEffect" for e in eqn.effects):  # that one is of a kernel's own mesh
             raise UnsupportedOpError(
                 f"{name} at {source} has side effects ({', '.join(str(e) for e in eqn.effects)}): a wafer program is a pure "
                 "function; take callbacks, prints and checks out of it and return what they need"
@@ -194,14 +194,19 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             skip, count = lengths.matvec + lengths.vecmat, lengths.solve
             args = [*ins[skip : skip + count], *ins[sum(lengths) :]]
             body, body_consts = _open(solve)
-            outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source)
+            outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source, keep)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            continue
+        if name in CALLS and (called := eqn.params.get("name")) in keep:
+            outs = [_value(v.aval) for v in eqn.outvars]
+            ops.append(Op(called, eqn.primitive, dict(eqn.params), ins, outs, source))
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         if name in CALLS:
             body, body_consts = _open(eqn.params[CALLS[name]])
             if name in ("checkpoint", "remat", "remat2") and eqn.params.get("prevent_cse", True) and eqn.params.get("differentiated"):
                 ins = _barrier(ins, ops, source)
-            outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source)
+            outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source, keep)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         params = dict(eqn.params)
@@ -216,7 +221,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             env[eqn.outvars[0]] = Value(folded.shape, folded.dtype, folded)
             continue
         outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
-        bodies = tuple(read(j, source) for j in _bodies(name, params))
+        bodies = tuple(read(j, source, keep) for j in _bodies(name, params))
         ops.append(Op(name, eqn.primitive, params, ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [get(v) for v in jaxpr.outvars]

@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Shaped
 
+from wsejax.fabric.line import ALONG, repeat, run_along, spread_along
+from wsejax.fabric.mesh import AXES
+from wsejax.fabric.physical import machine
 from wsejax.fabric.ring import ring_hop, ring_order
-from wsejax.fabric.shift import AXES, coordinate, hop, size
+from wsejax.fabric.shift import coordinate, extent, hop, index, shift, size
 
 
 def _by_place(index: Int[Array, ""], cases: Sequence[Callable], *operands: Shaped[Array, "..."]) -> Any:
@@ -105,25 +108,26 @@ def _line(x: Shaped[Array, "rows cols ..."], axis: str) -> tuple[int, int]:
 def all_reduce(x: Shaped[Array, "rows cols ..."], axis: str, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
     """Every tile gets the tiles of its line along `axis` combined by `op` in tile order."""
     dim, _ = _line(x, axis)
+    if machine() is not None:
+        return spread_along(run_along(x, axis, op), axis, extent(x, axis) - 1)
     total = in_order(gather(x, axis, dim), dim, op)
     return jnp.broadcast_to(jnp.expand_dims(total, dim), x.shape)
 
 
 def reduce(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
     """As `all_reduce`, but only the tile at position `root` of each line keeps the result; the others hold zeros."""
-    dim, local = _line(x, axis)
-    _check_root(root, local * size(axis))
-    total = all_reduce(x, axis, op)
-    here = coordinate(axis) * local + jnp.arange(local)
-    keep = (here == root).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
-    return jnp.where(keep, total, jnp.zeros_like(total))
+    _line(x, axis)
+    _check_root(root, extent(x, axis))
+    return jnp.where(index(x, axis) == root, all_reduce(x, axis, op), jnp.zeros((), x.dtype))
 
 
 def broadcast(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0) -> Shaped[Array, "rows cols ..."]:
     """Every tile gets the entry of the tile at position `root` of its line along `axis`."""
     dim, local = _line(x, axis)
+    _check_root(root, extent(x, axis))
+    if machine() is not None:
+        return spread_along(x, axis, root)
     n = size(axis)
-    _check_root(root, local * n)
     owner, here = root // local, coordinate(axis)
     value = lax.index_in_dim(x, root % local, dim, keepdims=True)
     for step, reach in ((1, n - 1 - owner), (-1, owner)):  # outwards from the owner, one device a hop
@@ -135,8 +139,28 @@ def broadcast(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0) -> Sh
 def all_gather(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols n ..."]:
     """Every tile gets the entries of its whole line along `axis`, in a new third axis in tile order."""
     dim, local = _line(x, axis)
+    if machine() is not None:
+        return _gather_along(x, axis)
     line = jnp.moveaxis(gather(x, axis, dim), dim, 1)  # (other, n, ...)
     return jnp.repeat(jnp.expand_dims(line, dim), local, axis=dim)
+
+
+def _gather_along(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols n ..."]:
+    """`all_gather` by shifts: every entry travels both ways to the end of its line."""
+    n = extent(x, axis)
+    entries = jnp.expand_dims(x, 2)
+    here, slot = index(entries, axis), jnp.arange(n).reshape(1, 1, n, *(1,) * (x.ndim - 2))
+    out = jnp.where(slot == here, entries, jnp.zeros((), x.dtype))
+    for sign, direction in zip((1, -1), ALONG[axis], strict=True):
+
+        def step(k, both, sign=sign, direction=direction):
+            travelling, out = both
+            travelling = shift(travelling, direction)
+            source = here - sign * (k + 1)
+            return travelling, jnp.where((slot == source) & (source >= 0) & (source < n), jnp.expand_dims(travelling, 2), out)
+
+        _, out = repeat(n - 1, step, (x, out))
+    return out
 
 
 def _check_root(root: int, tiles: int) -> None:

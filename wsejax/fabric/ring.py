@@ -7,11 +7,12 @@ can better (WaferLLM, OSDI 2025, MeshGEMM's interleaving).
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Shaped
 
-from wsejax.fabric import shift as _shift
-from wsejax.fabric.shift import AXES, coordinate, size
+from wsejax.fabric.mesh import permute
+from wsejax.fabric.shift import coordinate, extent, hop, index, shift, size
 
 
 def ring_order(n: int) -> list[int]:
@@ -32,7 +33,7 @@ def ring_hop(x: Shaped[Array, "..."], axis: str) -> Shaped[Array, "..."]:
     n = size(axis)
     if n == 1:
         return x
-    return _shift.permute(x, axis, list(enumerate(_successor(n))))
+    return permute(x, axis, list(enumerate(_successor(n))))
 
 
 def ring_shift(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols ..."]:
@@ -41,26 +42,22 @@ def ring_shift(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "r
     Made of single-tile shifts: even tiles send two hops forward, odd ones two hops back, the ends close the ring with one. As many
     ring shifts as there are tiles on the axis give the identity.
     """
-    dim = AXES.index(axis)
-    local = x.shape[dim]
-    n = local * size(axis)
+    n = extent(x, axis)
     if n == 1:
         return x
     forward, back = ("south", "north") if axis == "y" else ("east", "west")
-    after = _successor(n)
-    source = [0] * n
-    for here, there in enumerate(after):
-        source[there] = here
-    moved = {0: x}
-    for sign, direction in ((1, forward), (-1, back)):
-        moved[sign] = _shift.shift(x, direction)
-        moved[2 * sign] = _shift.shift(moved[sign], direction)
-    distance = jnp.asarray([here - source[here] for here in range(n)])
-    here = coordinate(axis) * local + jnp.arange(local)
-    mine = distance[here].reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    to = np.array(_successor(n)) - np.arange(n)  # hops to where each tile sends
+    source = np.zeros(n, np.int32)
+    source[np.arange(n) + to] = to  # and from where it receives
+    here = jnp.clip(index(x, axis), 0, n - 1)  # physically there are PEs outside the mesh
     out = x
-    for hops, value in moved.items():
-        out = jnp.where(mine == hops, value, out)
+    for sign, direction in ((1, forward), (-1, back)):
+        moved = x
+        for hops in (1, 2)[: n - 1]:
+            # who sends, or in the second hop passes on what the tile before it has sent
+            sends = sign * to >= hops if hops == 1 else np.roll(sign * to, sign) == hops
+            moved = shift(moved, direction, sends=jnp.asarray(sends)[here])
+            out = jnp.where(jnp.asarray(sign * source == hops)[here], moved, out)
     return out
 
 
@@ -94,5 +91,5 @@ def ring_pass(x: Shaped[Array, "here ..."], axis: str) -> Shaped[Array, "here ..
     x = jnp.concatenate([last_odd, x[:-1]])
     if n == 1:
         return x
-    x = lax.dynamic_update_slice_in_dim(x, jnp.where(at == 0, last_odd, _shift.hop(last_even, axis, 1)), 0, 0)
-    return lax.dynamic_update_slice_in_dim(x, jnp.where(at == n - 1, last_even, _shift.hop(last_odd, axis, -1)), evens, 0)
+    x = lax.dynamic_update_slice_in_dim(x, jnp.where(at == 0, last_odd, hop(last_even, axis, 1)), 0, 0)
+    return lax.dynamic_update_slice_in_dim(x, jnp.where(at == n - 1, last_even, hop(last_odd, axis, -1)), evens, 0)

@@ -10,72 +10,97 @@ The mesh has borders: what leaves it is lost, and zeros come in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
-AXES: tuple[str, str] = ("y", "x")  # mesh axes: rows grow to the south, columns to the east
-DIRECTIONS = {"north": ("y", -1), "south": ("y", 1), "west": ("x", -1), "east": ("x", 1)}
+from wsejax.fabric.mesh import AXES, DIRECTIONS, neighbour, raw_hop
+from wsejax.fabric.physical import machine
+
+
+def only_logical(what: str) -> None:
+    """Raises ValueError where the program runs physically."""
+    if machine() is not None:
+        raise ValueError(
+            f"fabric.{what} is about devices and their blocks, and on a wafer with execution='physical' a program is about PEs: use "
+            "fabric.shift and what is made of it, fabric.index and fabric.extent"
+        )
 
 
 def size(axis: str) -> int:
     """Number of devices along a mesh axis."""
+    only_logical("size")
     return lax.axis_size(axis)
 
 
 def coordinate(axis: str) -> Int[Array, ""]:
     """This device's position along a mesh axis, 0 at the north or west border."""
+    only_logical("coordinate")
     return lax.axis_index(axis)
 
 
-def on_mesh(fun: Callable, mesh: Mesh, in_specs: Any = PartitionSpec(*AXES), out_specs: Any = PartitionSpec(*AXES)) -> Callable:
-    """`fun` on every device's block of its arguments; by default grid blocks, leading axes (rows, cols) over ("y", "x").
+def extent(x: Shaped[Array, "rows cols ..."], axis: str) -> int:
+    """Number of tiles (PEs) along a mesh axis, for a grid block `x`."""
+    here, dim = machine(), AXES.index(axis)
+    return x.shape[dim] * lax.axis_size(axis) if here is None else here.extent[dim]
 
-    Replication over a mesh axis is the caller's law to keep (the compiler's layouts do): a value that only `ppermute` made
-    equal everywhere cannot be proven so by `jax.shard_map`, hence `check_vma=False`.
+
+def index(x: Shaped[Array, "rows cols ..."], axis: str) -> Int[Array, "rows|1 cols|1 ..."]:
+    """Each tile's place along a mesh axis, 0 at the north or west border, with as many dimensions as the grid block `x`.
+
+    In physical execution PEs outside the mesh have the place -1.
     """
-    return jax.shard_map(fun, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def permute(x: Shaped[Array, "..."], axis: str, pairs: list[tuple[int, int]]) -> Shaped[Array, "..."]:
-    """Send `x` along static (source, destination) pairs of a mesh axis; a device that nobody sends to gets zeros."""
-    if not pairs:
-        return jnp.zeros_like(x)
-    return lax.ppermute(x, axis, pairs)
+    here, dim = machine(), AXES.index(axis)
+    if here is not None:
+        return here.here(here.index[dim]).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+    places = lax.axis_index(axis) * x.shape[dim] + jnp.arange(x.shape[dim], dtype=jnp.int32)
+    return places.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
 
 
 def hop(x: Shaped[Array, "..."], axis: str, step: int) -> Shaped[Array, "..."]:
     """The dense block of the neighbour `step` (+1 or -1) before this device on `axis`; zeros at the border."""
     if step not in (1, -1):
         raise ValueError(f"step={step}: a hop goes to the next device, +1 or -1; use several hops to go further")
-    n = size(axis)
-    return permute(x, axis, [(i, i + step) for i in range(n) if 0 <= i + step < n])
+    only_logical("hop")
+    return raw_hop(x, axis, step)
 
 
-def shift(x: Shaped[Array, "rows cols ..."], direction: str) -> Shaped[Array, "rows cols ..."]:
+def shift(
+    x: Shaped[Array, "rows cols ..."], direction: str, sends: Bool[Array, "rows cols"] | None = None
+) -> Shaped[Array, "rows cols ..."]:
     """Every tile sends its entry to the neighbour in `direction` ("north", "south", "east", "west").
 
     Args:
       x: grid block, any dtype.
       direction: where the data goes. Tiles at the border that nobody sends to receive zeros.
+      sends: which tiles send; the neighbours of the others receive zeros. None: all.
 
     Raises:
-      ValueError: an unknown direction, or an array without the two leading grid axes.
+      ValueError: an unknown direction, an array without the two leading grid axes, or `sends` that does not fit them.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r}: must be one of {', '.join(DIRECTIONS)}")
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}: a grid block has leading axes (rows, cols), one entry a tile")
-    axis, step = DIRECTIONS[direction]
-    dim = AXES.index(axis)
-    n = x.shape[dim]
-    leaving = lax.slice_in_dim(x, n - 1, n, axis=dim) if step == 1 else lax.slice_in_dim(x, 0, 1, axis=dim)
-    entering = hop(leaving, axis, step)
-    if step == 1:
-        return jnp.concatenate([entering, lax.slice_in_dim(x, 0, n - 1, axis=dim)], axis=dim)
-    return jnp.concatenate([lax.slice_in_dim(x, 1, n, axis=dim), entering], axis=dim)
+    if sends is None:
+        return SHIFTS[direction](x)
+    if any(m not in (1, n) for m, n in zip(sends.shape, (*x.shape[:2], *(1,) * sends.ndim), strict=False)) or sends.ndim < 2:
+        raise ValueError(f"sends has shape {sends.shape} for x of shape {x.shape}: give a flag a tile, (rows, cols, 1, ...)")
+    return SHIFTS[direction](x, sends.reshape(sends.shape[:2]))
+
+
+def _named_shift(direction: str):
+    """Jitted so that it has a name in the jaxpr, by which its traffic is counted."""
+
+    def move(x, sends=None):
+        if sends is not None:
+            x = jnp.where(sends.reshape(*sends.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+        here = machine()
+        return neighbour(x, direction) if here is None else here.shift(x, direction)
+
+    move.__name__ = move.__qualname__ = f"fabric_shift_{direction}"
+    return jax.jit(move)
+
+
+SHIFTS = {direction: _named_shift(direction) for direction in DIRECTIONS}

@@ -19,6 +19,7 @@ from .spec import WaferSpec
 Grid = tuple[int, int]
 REDUCTIONS = ("chain", "tree", "two_phase")
 ACCUMULATORS = ("float32", "operand")
+EXECUTIONS = ("logical", "physical")
 
 
 class Wafer:
@@ -38,6 +39,8 @@ class Wafer:
       max_congestion: most logical links over one physical link, None for any number (see `remap`).
       accumulate: dtype in which bfloat16 and float16 numbers are added up, in a tile and from tile to tile: "float32" (rounded once, at the
         end) or "operand" (rounded to the operand's dtype after every tile).
+      execution: "logical", or "physical": programs of `wafer_map` run on the whole physical grid, PE by PE and hop by hop. A tile is then
+        one PE: the program's mesh is the `tiles` in the north-west corner of the logical mesh. None for tiles: all of it.
 
     Results depend on `tiles`, `reduction` and `accumulate`, never on `devices`. More than one device, given or found, starts JAX's
     backends.
@@ -57,6 +60,7 @@ class Wafer:
     policy: str
     max_dilation: int | None
     max_congestion: int | None
+    execution: str
     _arguments: dict[str, Any]
     _mesh: Mesh | None
     _key: tuple[Any, ...]
@@ -73,6 +77,7 @@ class Wafer:
         policy: str = "usable",
         max_dilation: int | None = None,
         max_congestion: int | None = None,
+        execution: str = "logical",
     ) -> None:
         if not isinstance(spec, WaferSpec):
             raise ValueError(f"spec={spec!r}: give a WaferSpec such as WSE3 or WSE3.scaled(32, 32)")
@@ -93,6 +98,7 @@ class Wafer:
             ("reduction", reduction, REDUCTIONS),
             ("accumulate", accumulate, ACCUMULATORS),
             ("policy", policy, POLICIES),
+            ("execution", execution, EXECUTIONS),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, known))}")
@@ -100,7 +106,7 @@ class Wafer:
         for name, value in bounds.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r}: give a number of at least 1, or None for no bound")
-        options = {"reduction": reduction, "accumulate": accumulate, "policy": policy, **bounds}
+        options = {"reduction": reduction, "accumulate": accumulate, "policy": policy, **bounds, "execution": execution}
         arguments = {"spec": spec, "defects": defects, "tiles": tiles, "devices": devices, "mesh": mesh, **options}
         if mesh is not None:
             devices = _grid_of_mesh(mesh)
@@ -109,8 +115,10 @@ class Wafer:
         embedding = _embed(spec, defects, least, "tiles" if tiles else "devices", {"policy": policy, **bounds})
         if devices is None:
             devices = _default_devices(tiles, (embedding.rows, embedding.cols))
+        if execution == "physical":
+            tiles = tiles or (embedding.rows, embedding.cols)
         tiles = tiles or devices
-        if tiles[0] % devices[0] or tiles[1] % devices[1]:
+        if execution == "logical" and (tiles[0] % devices[0] or tiles[1] % devices[1]):
             multiple = tuple(-(-tile // device) * device for tile, device in zip(tiles, devices, strict=True))
             raise ValueError(
                 f"tiles={tiles}: not divisible by devices={devices} on each axis; choose tiles in multiples of the "
@@ -203,12 +211,12 @@ class Wafer:
     @property
     def tile_rows(self) -> tuple[int, ...]:
         """Rows of PEs in each row of tiles, north to south; they differ by at most one."""
-        return _split_evenly(self.remap.rows, self.tiles[0])
+        return (1,) * self.tiles[0] if self.execution == "physical" else _split_evenly(self.remap.rows, self.tiles[0])
 
     @property
     def tile_cols(self) -> tuple[int, ...]:
         """Columns of PEs in each column of tiles, west to east; they differ by at most one."""
-        return _split_evenly(self.remap.cols, self.tiles[1])
+        return (1,) * self.tiles[1] if self.execution == "physical" else _split_evenly(self.remap.cols, self.tiles[1])
 
     @property
     def mesh(self) -> Mesh:
@@ -242,7 +250,7 @@ class Wafer:
                 "tiles",
                 f"{self.tiles[0]} x {self.tiles[1]} of {_span(self.tile_rows)} x {_span(self.tile_cols)} PEs",
             ),
-            ("devices", f"{self.devices[0]} x {self.devices[1]}"),
+            ("devices", f"{self.devices[0]} x {self.devices[1]}, {self.execution} execution"),
             ("sums", f"{self.reduction}, accumulated in {'float32' if self.accumulate == 'float32' else 'the dtype of the operand'}"),
         ]
         return "\n".join([f"Wafer {self.spec.name}", *(f"  {label:<14}{text}" for label, text in lines)])
