@@ -67,6 +67,8 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         spread = jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), prefix, tree, is_leaf=is_spec)
         return tuple(jax.tree.leaves(spread, is_leaf=is_spec))
 
+    name = getattr(f, "__name__", None) or getattr(getattr(f, "func", None), "__name__", type(f).__name__)  # of a partial, the function's
+
     @functools.wraps(f)
     def mapped(*args):
         leaves, tree = jax.tree.flatten(args)
@@ -75,7 +77,7 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         shape_of = jax.eval_shape(lambda *args: fabric.on_wafer(f, wafer, in_specs, out_specs)(*args), *args)
         outs, out_tree = specs_of(out_specs, shape_of), jax.tree.structure(shape_of)
         _check("out_specs", outs, [x.shape for x in jax.tree.leaves(shape_of)], wafer)
-        forward = Kernel(lambda *blocks: jax.tree.leaves(f(*jax.tree.unflatten(tree, blocks))), wafer, ins, outs, f.__name__)
+        forward = Kernel(lambda *blocks: jax.tree.leaves(f(*jax.tree.unflatten(tree, blocks))), wafer, ins, outs, name)
         moving = [n for n, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
         given = [n for n, x in enumerate(jax.tree.leaves(shape_of)) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
@@ -90,7 +92,7 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
             grads = pull([_once(ct, outs[n]) for ct, n in zip(cotangents, given, strict=True)])
             return [_summed(g, ins[n]) for g, n in zip(grads, moving, strict=True)]
 
-        backward = Kernel(pull_back, wafer, (*ins, *(outs[n] for n in given)), tuple(ins[n] for n in moving), f"gradient of {f.__name__}")
+        backward = Kernel(pull_back, wafer, (*ins, *(outs[n] for n in given)), tuple(ins[n] for n in moving), f"gradient of {name}")
 
         @jax.custom_vjp
         def run(*leaves):

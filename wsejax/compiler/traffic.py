@@ -43,7 +43,7 @@ class Traffic:
         return int(self.wavelets.sum())
 
     def on_links(self) -> Int[np.ndarray, "4 rows cols"]:
-        """Wavelets over each physical link, by the PE they leave and the direction in which they do; every route carries what its link sends.
+        """Wavelets over each physical link, by the PE and the direction in which they leave it: routes carry what their links send.
 
         Raises:
           ValueError: tiles are of more than one PE, so that nobody knows which of its PEs sends.
@@ -51,8 +51,8 @@ class Traffic:
         rows, cols = self.wavelets.shape[1:]
         if self.wafer.execution == "logical" and (rows, cols) != self.wafer.logical_grid:
             raise ValueError(
-                f"tiles={self.wafer.tiles}: a tile of this wafer is several of its {self.wafer.logical_grid} PEs; for traffic by link map the "
-                "program over a wafer with execution='physical', or with one tile a PE"
+                f"tiles={self.wafer.tiles}: a tile of this wafer is several of its {self.wafer.logical_grid} PEs; for traffic by link map "
+                "the program over a wafer with execution='physical', or with one tile a PE"
             )
         routes, mesh = self.wafer.routes, self.wafer.remap
         place = np.stack([mesh.physical_row, mesh.physical_col]).astype(np.int64)[:, :rows, :cols]

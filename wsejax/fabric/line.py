@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from wsejax.fabric.shift import extent, index, shift
 
@@ -41,10 +41,45 @@ def run_along(
 
 
 def spread_along(
-    x: Shaped[Array, "rows cols ..."], axis: str, root: int, first: int = 0, last: int | None = None
+    x: Shaped[Array, "rows cols ..."], axis: str, root: int | Int[Array, "..."], sends: Bool[Array, "..."] | None = None
 ) -> Shaped[Array, "rows cols ..."]:
-    """The entry of the tile at `root` of every line, on all tiles from `first` to `last`. Each link between is used once."""
-    n = extent(x, axis)
-    last = n - 1 if last is None else last
-    take = lambda arrived, _: arrived
-    return run_along(run_along(x, axis, take, root, last), axis, take, root, first)
+    """The entry of the tile at `root` of every line, on all of its tiles. Each link is used once, by what its line's root sends.
+
+    Args:
+      root: a place, or an array of places that broadcasts against the tiles and is the same for all tiles of a line.
+      sends: which lines do this, the same for all tiles of a line; the others keep their entries. None: all.
+    """
+    n, here = extent(x, axis), index(x, axis)
+    known = isinstance(root, int)
+    ways = []
+    for sign, direction in zip((1, -1), ALONG[axis], strict=True):
+
+        def step(k, value, sign=sign, direction=direction):
+            at = root + sign * k
+            passes, takes = here == at, here == at + sign
+            if sends is not None:
+                passes, takes = passes & sends, takes & sends
+            return jnp.where(takes, shift(value, direction, sends=passes), value)
+
+        ways.append((max(n - 1 - root, 0) if sign == 1 else root) if known else n - 1)
+        x = repeat(ways[-1], step, x)
+    return x
+
+
+def total_along(x: Shaped[Array, "rows cols ..."], axis: str, root: Int[Array, "..."]) -> Shaped[Array, "rows cols ..."]:
+    """At the tile at `root` of every line the sum of the line: a chain from each end to it, the earlier one added first.
+
+    `root` broadcasts against the tiles, the same for all tiles of a line. What the other tiles are left with is partial.
+    """
+    n, here = extent(x, axis), index(x, axis)
+    for sign, direction in zip((1, -1), ALONG[axis], strict=True):
+        first = 0 if sign == 1 else n - 1
+
+        def step(k, total, sign=sign, direction=direction, first=first):
+            at = first + sign * k
+            short = (root - at) * sign > 0  # of the root
+            arrived = shift(total, direction, sends=(here == at) & short)
+            return jnp.where((here == at + sign) & short, total + arrived, total)
+
+        x = repeat(n - 1, step, x)
+    return x

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,8 +37,8 @@ _BACK = np.array([SOUTH, WEST, NORTH, EAST, -1], np.int8)  # of a step, and of n
 _PREFIX = "physical_wafer_"
 _POISONED, _STRAIGHT, _BORDER = range(3)
 
-# A physical machine is known inside a program by an axis of its mesh, of size 1. So it is part of what JAX traces under, and a function that
-# was traced for one wafer is never taken for another.
+# A physical machine is known inside a program by an axis of its mesh, of size 1. So it is part of what JAX traces under, and a function
+# that was traced for one wafer is never taken for another.
 _MACHINES: weakref.WeakValueDictionary[str, Physical] = weakref.WeakValueDictionary()
 
 
@@ -48,7 +49,7 @@ class Stage:
     Attributes:
       alive: whether the link they take and the PE they reach are.
       send: for each direction, the entries of the list that leave the device that way (padded by 0).
-      take: for each entry of the new list, where it is in the old list followed by what came in, in the order of `send`. None: the old list.
+      take: for each entry of the new list, where it is in the old list followed by what came in, in the order of `send`; None: the same.
     """
 
     alive: Bool[np.ndarray, "dy dx slots"]
@@ -107,20 +108,21 @@ class Physical:
 
     def _way(self, defects: DefectMap, direction: int, start, steps, border) -> Way:
         rows, cols = self.shape
-        walked = _walk(defects, start, steps)
-        straight = (steps[:, 0] == direction) & ((steps >= 0).sum(axis=1) == 1)
+        # padding of the routes is behind the last step
+        straight = (steps[:, 0] == direction) & (steps[:, 1] < 0 if steps.shape[1] > 1 else True)
         kind = np.full(self.shape, _POISONED, np.int8)
         kind[border[0], border[1]] = _BORDER
-        ends = walked.place[straight, -1].T
-        kind[ends[0], ends[1]] = np.where(walked.alive[straight, 0], _STRAIGHT, _POISONED)
-        places, alive = walked.place[~straight], walked.alive[~straight]
+        near = _walk(defects, start[:, straight], steps[straight, :1])
+        kind[near.place[:, -1, 0], near.place[:, -1, 1]] = np.where(near.alive[:, 0], _STRAIGHT, _POISONED)
+        far = _walk(defects, start[:, ~straight], steps[~straight])
+        places, alive = far.place, far.alive
         inside = ((places >= 0) & (places < [rows, cols])).all(axis=2)
         places, alive = np.clip(places, 0, [rows - 1, cols - 1]), alive & inside[:, 1:]
         device = np.stack([places[..., 0] // self.block[0], places[..., 1] // self.block[1]], axis=-1)
         local = (places[..., 0] % self.block[0]) * self.block[1] + places[..., 1] % self.block[1]
         lists = [self._lists(device[:, k]) for k in range(places.shape[1])]
         stages = []
-        for k, (before, after) in enumerate(zip(lists[:-1], lists[1:], strict=True)):
+        for k, (before, after) in enumerate(itertools.pairwise(lists)):
             stages.append(self._stage(before, after, device[:, k], device[:, k + 1], alive[:, k]))
         size = self.block[0] * self.block[1]
         first, last = (self._table(lists[k], local[:, k], size) for k in (0, -1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from wsejax.fabric.mesh import permute
 from wsejax.fabric.shift import coordinate, extent, hop, index, shift, size
@@ -36,8 +36,12 @@ def ring_hop(x: Shaped[Array, "..."], axis: str) -> Shaped[Array, "..."]:
     return permute(x, axis, list(enumerate(_successor(n))))
 
 
-def ring_shift(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols ..."]:
+def ring_shift(
+    x: Shaped[Array, "rows cols ..."], axis: str, sends: Bool[Array, "rows|1 cols|1 ..."] | None = None
+) -> Shaped[Array, "rows cols ..."]:
     """Every tile sends its entry to its successor on the folded ring along `axis` ("y" or "x").
+
+    `sends` says which lines do, the same for all tiles of a line; the others get zeros. None: all.
 
     Made of single-tile shifts: even tiles send two hops forward, odd ones two hops back, the ends close the ring with one. As many
     ring shifts as there are tiles on the axis give the identity.
@@ -55,8 +59,9 @@ def ring_shift(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "r
         moved = x
         for hops in (1, 2)[: n - 1]:
             # who sends, or in the second hop passes on what the tile before it has sent
-            sends = sign * to >= hops if hops == 1 else np.roll(sign * to, sign) == hops
-            moved = shift(moved, direction, sends=jnp.asarray(sends)[here])
+            goes = sign * to >= hops if hops == 1 else np.roll(sign * to, sign) == hops
+            goes = jnp.asarray(goes)[here]
+            moved = shift(moved, direction, sends=goes if sends is None else goes & sends)
             out = jnp.where(jnp.asarray(sign * source == hops)[here], moved, out)
     return out
 

@@ -23,7 +23,7 @@ from .routes import live_links
 NORTH, EAST, SOUTH, WEST = range(4)
 _STEP = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 _BACK = {EAST: WEST, SOUTH: NORTH}
-_ROUNDS = 50  # of choosing again
+_TRIES = 2  # of choosing again, at one load of the most used links
 _CHUNK = 4096  # routes that are chosen at once, from the loads that those before them left
 
 
@@ -123,10 +123,13 @@ def _choose(steps, chosen, start, end, hops, way, open_links, loads) -> None:
 
 def _spread(steps, ends, open_links, loads) -> None:
     """Take the routes over the most used links and choose them again, until that does not help."""
-    for _ in range(_ROUNDS):
+    tries, before_that = 0, 0
+    while True:
         worst = int(loads.max(initial=0))
-        if worst < 2:
+        tries = tries + 1 if worst == before_that else 1
+        if worst < 2 or tries > _TRIES:
             return
+        before_that = worst
         moved = False
         for way, (start, end, hops) in ends.items():
             far = np.flatnonzero(hops > 1)

@@ -1,0 +1,148 @@
+"""Reductions and broadcasts over lines and over the whole grid.
+
+Law: a reduction combines the entries of a line in its order, bracketed by the tree. Traffic: a reduction along a tree takes its `energy` in
+hops of an entry; a broadcast crosses every link once, for routers copy what passes (multicast).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from wsejax import fabric
+from wsejax.fabric.line import ALONG
+from wsejax.kernels.pe.trees import Tree, chain
+
+Op = Callable[[Array, Array], Array]
+
+
+def reduce(x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op: Op = jnp.add) -> Shaped[Array, "R C ..."]:
+    """The entries of every line along `axis`, combined at its first PE; what the others are left with is partial.
+
+    Args:
+      tree: its shape (`trees`), a chain if None.
+      op: (sum so far, what arrives) -> sum; any associative one.
+
+    Raises:
+      ValueError: a tree of another size than the line.
+    """
+    n = fabric.extent(x, axis)
+    tree = chain(n) if tree is None else tree
+    if len(tree.parent) != n:
+        raise ValueError(f"tree has {len(tree.parent)} PEs, and a line along {axis!r} has {n}; make it with n={n}")
+    here = jnp.clip(fabric.index(x, axis), 0, n - 1)
+
+    def step(state, now):
+        total, moving = state
+        starts, sends, adds = (now[i][here] for i in range(3))
+        moving = fabric.shift(jnp.where(starts, total, moving), ALONG[axis][1], sends=sends)
+        return (jnp.where(adds, op(total, moving), total), moving), None
+
+    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=min(fabric.UNROLL, max(len(tree.steps), 1)))
+    return total
+
+
+def broadcast(x: Shaped[Array, "R C ..."], axis: str, root: int = 0) -> Shaped[Array, "R C ..."]:
+    """The entry of the PE at `root` of every line, on all of it."""
+    return fabric.spread_along(x, axis, root)
+
+
+def all_reduce(x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op: Op = jnp.add) -> Shaped[Array, "R C ..."]:
+    """`reduce`, then `broadcast`."""
+    return broadcast(reduce(x, axis, tree, op), axis)
+
+
+def reduce_2d(
+    x: Shaped[Array, "R C ..."], trees: tuple[Tree | None, Tree | None] = (None, None), op: Op = jnp.add
+) -> Shaped[Array, "R C ..."]:
+    """All entries combined at PE (0, 0): along the rows, then down the first column. `trees` are those of a column and of a row."""
+    here = fabric.index(x, "x") == 0
+    rows = reduce(x, "x", trees[1], op)
+    # the other columns have nothing to add, and send nothing
+    return jnp.where(here, _reduce_first(rows, trees[0], op), rows)
+
+
+def broadcast_2d(x: Shaped[Array, "R C ..."]) -> Shaped[Array, "R C ..."]:
+    """The entry of PE (0, 0), everywhere: down the first column, then along the rows."""
+    n = fabric.extent(x, "y")
+    first = fabric.index(x, "x") == 0
+    y = fabric.index(x, "y")
+    down = lambda k, v: jnp.where((y == k + 1) & first, fabric.shift(v, "south", sends=(y == k) & first), v)
+    return broadcast(fabric.repeat(n - 1, down, x), "x")
+
+
+def all_reduce_2d(
+    x: Shaped[Array, "R C ..."], trees: tuple[Tree | None, Tree | None] = (None, None), op: Op = jnp.add
+) -> Shaped[Array, "R C ..."]:
+    """All entries combined, on every PE."""
+    return broadcast_2d(reduce_2d(x, trees, op))
+
+
+def _reduce_first(x, tree: Tree | None, op: Op):
+    """`reduce` along "y" in the first column."""
+    n = fabric.extent(x, "y")
+    tree = chain(n) if tree is None else tree
+    here, first = jnp.clip(fabric.index(x, "y"), 0, n - 1), fabric.index(x, "x") == 0
+
+    def step(state, now):
+        total, moving = state
+        starts, sends, adds = (now[i][here] & first for i in range(3))
+        moving = fabric.shift(jnp.where(starts, total, moving), "north", sends=sends)
+        return (jnp.where(adds, op(total, moving), total), moving), None
+
+    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=min(fabric.UNROLL, max(len(tree.steps), 1)))
+    return total
+
+
+def ring_all_reduce(x: Shaped[Array, "R C b"], axis: str) -> Shaped[Array, "R C b"]:
+    """Sums of every line, on all of it, by the folded ring: n - 1 steps that add up a share of the vector, n - 1 that hand the shares on.
+
+    Shares are of ceil(b / n) elements. Share s is added up in the order of the ring, from the PE behind the one that keeps it.
+    """
+    n, b = fabric.extent(x, axis), x.shape[2]
+    share = -(-b // n)
+    parts = jnp.pad(x, [(0, 0), (0, 0), (0, n * share - b)]).reshape(*x.shape[:2], n, share)
+    order = fabric.ring_order(n)
+    place = jnp.asarray([order.index(i) for i in range(n)])[jnp.clip(fabric.index(x, axis), 0, n - 1)][..., None]  # (R|1, C|1, 1, 1)
+    slot = jnp.arange(n).reshape(1, 1, n, 1)
+
+    def add(k, parts):
+        arrived = fabric.ring_shift(_pick(parts, (place - k) % n), axis)
+        mine = (place - k - 1) % n
+        return jnp.where(slot == mine, arrived[:, :, None] + parts, parts)
+
+    def hand_on(k, parts):
+        arrived = fabric.ring_shift(_pick(parts, (place + 1 - k) % n), axis)
+        return jnp.where(slot == (place - k) % n, arrived[:, :, None], parts)
+
+    parts = fabric.repeat(n - 1, hand_on, fabric.repeat(n - 1, add, parts))
+    return parts.reshape(*x.shape[:2], n * share)[:, :, :b]
+
+
+def _pick(parts: Shaped[Array, "R C n share"], k: Array) -> Shaped[Array, "R C share"]:
+    """Of each PE the share number `k`."""
+    k = jnp.broadcast_to(k, (*parts.shape[:2], 1, parts.shape[3]))
+    return jnp.take_along_axis(parts, k, axis=2)[:, :, 0]
+
+
+def reduce_hops(tree: Tree, lines: int) -> int:
+    """Hops of an entry in `reduce`, on so many lines."""
+    return tree.energy * lines
+
+
+def broadcast_hops(n: int, lines: int) -> int:
+    """Hops of an entry in `broadcast`."""
+    return (n - 1) * lines
+
+
+def ring_hops(n: int) -> int:
+    """Hops of all entries of a line in one step of the folded ring."""
+    return 2 * (n - 1) if n > 1 else 0
+
+
+def ring_all_reduce_hops(n: int, lines: int) -> int:
+    """Hops of a share of ceil(b / n) elements in `ring_all_reduce`."""
+    return 2 * (n - 1) * ring_hops(n) * lines

@@ -1,0 +1,37 @@
+"""Vector times matrix (WaferLLM, OSDI 2025, MeshGEMV): each PE multiplies its own block, and columns are added up along a K-tree.
+
+Law: y = x B. The matrix never moves; of the vector a PE needs the part that meets its rows. Traffic: the tree's energy up every column, and
+with `everywhere` the way back.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from wsejax import fabric
+from wsejax.kernels.pe import collectives
+from wsejax.kernels.pe.gemm import local_product
+from wsejax.kernels.pe.trees import Tree, k_tree
+
+
+def gemv(
+    x: Shaped[Array, "R C k"], b: Shaped[Array, "R C k n"], tree: Tree | None = None, everywhere: bool = True
+) -> Shaped[Array, "R C n"]:
+    """A piece of y = x B in every column of PEs.
+
+    Args:
+      x: the piece of the vector that belongs to the PE's rows of B.
+      tree: along "y"; a K-tree with K = 2 if None, as in the paper.
+      everywhere: on all PEs of the column; else on its first.
+    """
+    tree = k_tree(fabric.extent(b, "y")) if tree is None else tree
+    y = local_product(x[:, :, None, :], b)[:, :, 0, :]
+    y = collectives.reduce(y, "y", tree, jnp.add)
+    return collectives.broadcast(y, "y") if everywhere else y
+
+
+def gemv_element_hops(grid: tuple[int, int], n: int, tree: Tree, everywhere: bool = True) -> int:
+    """`n` is the width of a block."""
+    rows, cols = grid
+    return cols * n * (tree.energy + (rows - 1 if everywhere else 0))
