@@ -1,0 +1,110 @@
+"""Sparse times dense: non-zeros stream past the PEs as wavelets of an index and a value, and what is zero costs nothing.
+
+Law: Y = A X for a sparse A. PE (r, c) holds the rows of X that belong to its row of PEs, and partial results of some columns of Y; the
+non-zeros of A's columns for row r enter that row at its western end and go east one hop a step, and every PE they pass multiplies and adds
+(the weight streaming of the CS-2, HC34). At the end partial results are added up along the columns. Traffic: two wavelets a non-zero and
+hop, and the reduction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from wsejax import fabric
+from wsejax.kernels.pe import collectives
+from wsejax.kernels.pe.trees import Tree, k_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The non-zeros of a matrix by row of PEs, ready to enter at their western ends, with as many zeros behind as the longest has more.
+
+    Attributes:
+      index: row x width + column within the piece; -1 behind the end.
+      value: of the non-zero.
+      rows: of the matrix.
+      width: columns of the matrix in a row of PEs.
+    """
+
+    index: Int[Array, "R C entries"]
+    value: Float[Array, "R C entries"]
+    rows: int
+    width: int
+
+
+def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
+    """The non-zeros of a dense array, or of a scipy sparse one; those of PE row r are its columns r K / R and on."""
+    coo = scipy.sparse.coo_array(a)
+    (m, k), (rows, cols) = coo.shape, grid
+    width = -(-k // rows)
+    row, column, value = coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data
+    keep = value != 0
+    row, column, value = row[keep], column[keep], value[keep]
+    if m * width >= 2**31:
+        raise ValueError(f"a has {m} rows and {width} columns for each row of PEs: an index wavelet has 32 bits; use more rows of PEs")
+    of = column // width
+    entries = max(int(np.bincount(of, minlength=rows).max(initial=0)), 1)
+    index, values = np.full((rows, cols, entries), -1, np.int32), np.zeros((rows, cols, entries), value.dtype)
+    for r in range(rows):
+        mine = np.flatnonzero(of == r)
+        mine = mine[np.lexsort((row[mine], column[mine]))]
+        index[r, 0, : mine.size] = row[mine] * width + column[mine] % width
+        values[r, 0, : mine.size] = value[mine]
+    return Stream(jnp.asarray(index), jnp.asarray(values), m, width)
+
+
+def spmm(
+    index: Int[Array, "R C entries"],
+    value: Float[Array, "R C entries"],
+    x: Float[Array, "R C width n"],
+    rows: int,
+    tree: Tree | None = None,
+) -> Float[Array, "R C rows n"]:
+    """Y = A X, its columns n in each column of PEs, whole at the first PE of each (the others hold partial results).
+
+    Args:
+      index, value: the parts of `stream_of`.
+      x: the rows of X that belong to this row of PEs, n columns for each column of PEs.
+      rows: of A.
+      tree: along "y"; a K-tree if None.
+    """
+    width, entries, cols = x.shape[2], index.shape[2], fabric.extent(x, "x")
+    west = fabric.index(x[..., 0, 0], "x") == 0
+    slot = jnp.arange(rows).reshape(1, 1, -1, 1)
+
+    def step(t, state):
+        index_here, value_here, y = state
+        # a PE passes on what it had, and takes what comes; the first one reads its memory
+        passing = index_here >= 0
+        index_next = fabric.shift(index_here + 1, "east", sends=passing) - 1  # nothing arrives as 0
+        value_next = fabric.shift(value_here, "east", sends=passing)
+        t_in = jnp.minimum(t, entries - 1)
+        load = west & (t < entries)
+        index_here = jnp.where(load, lax.dynamic_index_in_dim(index, t_in, 2, False), jnp.where(west, -1, index_next))
+        value_here = jnp.where(load, lax.dynamic_index_in_dim(value, t_in, 2, False), value_next)
+        live = (index_here >= 0)[..., None]
+        at = jnp.clip(index_here, 0)[..., None, None]
+        term = value_here[..., None] * jnp.take_along_axis(x, at % width, axis=2)[:, :, 0]
+        y = jnp.where((slot == at // width) & live[..., None], y + term[:, :, None], y)
+        return index_here, value_here, y
+
+    y = jnp.zeros((*x.shape[:2], rows, x.shape[3]), jnp.result_type(value, x))
+    nothing = (jnp.full(x.shape[:2], -1, index.dtype), jnp.zeros(x.shape[:2], value.dtype))
+    _, _, y = lax.fori_loop(0, entries + cols - 1, step, (*nothing, y))
+    return collectives.reduce(y, "y", k_tree(fabric.extent(x, "y")) if tree is None else tree)
+
+
+def spmv(index, value, x: Float[Array, "R C width"], rows: int, tree: Tree | None = None) -> Float[Array, "R C rows"]:
+    """y = A x: `spmm` with one column, for which one column of PEs is enough."""
+    return spmm(index, value, x[..., None], rows, tree)[..., 0]
+
+
+def spmm_element_hops(grid: tuple[int, int], nonzeros: int, rows: int, n: int, tree: Tree) -> int:
+    """Two wavelets a non-zero past all the PEs of its row, and the reduction of M x n partial results in every column."""
+    return 2 * nonzeros * (grid[1] - 1) + tree.energy * grid[1] * rows * n
