@@ -238,7 +238,7 @@ class DeathWatch:
         if (folder / EVENTS).exists():  # without a torn last line, to which the next event would be glued
             write_atomically(folder / EVENTS, "".join(json.dumps(row) + "\n" for row in rows))
         past = history(folder)
-        self._known = {*past.pes, *past.links}
+        self._known: set[Place | Link] = {*past.pes, *past.links}  # parts that were dealt with
 
     def due(self, step: int, wafer: Wafer | None) -> Death | None:
         """What of `wafer` dies now that `step` steps are done; None where nothing does."""
@@ -246,11 +246,14 @@ class DeathWatch:
         if wafer is None:
             return None
         now = together([death for death in (*self._asked, *self._told) if death.step is None or death.step <= step])
-        dying = now.still_alive(wafer)
-        already = Death(None, tuple(set(now.pes) - set(dying.pes) - self._known), tuple(set(now.links) - set(dying.links) - self._known))
+        fresh = Death(None, tuple(pe for pe in now.pes if pe not in self._known), tuple(ln for ln in now.links if ln not in self._known))
+        if not fresh.pes and not fresh.links:  # as before nearly every step, so nothing is looked up in the wafer
+            return None
+        self._known |= {*fresh.pes, *fresh.links}
+        dying = fresh.still_alive(wafer)
+        already = Death(None, tuple(set(fresh.pes) - set(dying.pes)), tuple(set(fresh.links) - set(dying.links)))
         if already.pes or already.links:
             self._report(f"{already}: dead from the start; nothing changes")
-        self._known |= {*now.pes, *now.links}
         return dying if dying.pes or dying.links else None
 
     def record(self, event: Event) -> None:
