@@ -40,6 +40,10 @@ class Recorder:
         """Write down all steps, the newest with its validation loss if there is a way to measure it."""
         self._write(keep=0, validation_loss=validation_loss)
 
+    def restart_clock(self) -> None:
+        """What was done since the last step (a remapped wafer) is not of the next one."""
+        self._last_seconds = time.perf_counter()
+
     def _write(self, keep: int, validation_loss: Callable[[], float] | None = None) -> None:
         while len(self._pending) > keep:
             step, metrics = self._pending.pop(0)

@@ -14,6 +14,7 @@ import tyro
 
 import wsejax as wse
 from models.gpt import PRESETS, GPTConfig
+from wsejax.training.faults import Death
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,13 @@ class Settings:
     sample_bytes: int = 600
     """Length of the text sample written at the end."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    kill_pe: Annotated[tuple[tuple[int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL")] = ()
+    """The PE at this physical row and column dies after this step; the run goes on without it, with the very same
+    losses."""
+    kill_link: Annotated[
+        tuple[tuple[int, int, int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL ROW COL")
+    ] = ()
+    """The link between these two neighbouring PEs dies after this step."""
     wafer: WaferSettings = field(default_factory=WaferSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
 
@@ -171,13 +179,32 @@ class Settings:
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
 
+    def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
+        """What the flags let die. Raises ValueError, with the flag and its values, for what cannot die on this wafer in this
+        run."""
+        pes = [("--kill-pe", values, Death(values[0], ((values[1], values[2]),))) for values in self.kill_pe]
+        links = [
+            ("--kill-link", values, Death(values[0], links=(((values[1], values[2]), (values[3], values[4])),)))
+            for values in self.kill_link
+        ]
+        for flag, values, death in (*pes, *links):
+            name = " ".join(map(str, (flag, *values)))
+            if not 0 <= values[0] < self.steps:
+                raise ValueError(f"{name}: there is no step to come after step {values[0]}; give a step from 0 to {self.steps - 1}")
+            try:
+                death.check(wafer)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; give physical rows and columns of the wafer, or leave the flag out") from None
+        return tuple(death for _, _, death in (*pes, *links))
+
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
 
-        Where the folder lies and how many checkpoints it keeps do not belong to it.
+        Where the folder lies and how many checkpoints it keeps do not belong to it, nor what dies on the way: a death changes no
+        number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep"):
+        for name in ("out", "keep", "kill_pe", "kill_link"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

@@ -2,6 +2,8 @@
 
 The folder given by --out gets config.json, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt and
 checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
+Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
+folder while the run goes): events.jsonl tells of it, and no loss changes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
+from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import (
     MetricsLog,
@@ -65,6 +68,7 @@ class Run:
     tx: optax.GradientTransformation
     apply: Callable[..., Any]
     identity: dict[str, Any]
+    deaths: tuple[Death, ...] = ()
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the default device."""
@@ -106,9 +110,12 @@ def prepare(settings: Settings) -> Run:
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
-    check_run_directory(settings.out, identity)
+    deaths = settings.deaths(wafer)
+    if check_run_directory(settings.out, identity) and wafer is not None:
+        past = history(settings.out)
+        wafer = wafer.kill(past.pes, past.links)
     apply, _ = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
-    return Run(settings, config, corpus, wafer, settings.optimiser.build(settings.steps), apply, identity)
+    return Run(settings, config, corpus, wafer, settings.optimiser.build(settings.steps), apply, identity, deaths)
 
 
 def training_bytes(config: GPTConfig, batch: int) -> int:
@@ -131,8 +138,9 @@ class Machine:
     audit: str
 
 
-def on_machine(run: Run) -> Machine:
-    """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off.
+def on_machine(run: Run, *, compiled: bool = False) -> Machine:
+    """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off. On a wafer `compiled`
+    compiles at once instead of at the first call.
 
     Raises wse.UnsupportedOpError for an operation that the wafer has no rule for.
     """
@@ -153,8 +161,28 @@ def on_machine(run: Run) -> Machine:
         )
     on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
-    params_shardings = evaluate.lower(run.abstract_state.params, run.held_out[0]).in_shardings[0]
-    return Machine(on_wafer, evaluate, lowered.in_shardings[0], params_shardings, str(lowered.audit()))
+    lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
+    machine = Machine(on_wafer, evaluate, lowered.in_shardings[0], lowered_evaluate.in_shardings[0], str(lowered.audit()))
+    return replace(machine, step=lowered.compile(), evaluate=lowered_evaluate.compile()) if compiled else machine
+
+
+def without(run: Run, state: TrainState, died: Death, step: int) -> tuple[Run, Machine, TrainState, Event]:
+    """Go on on what is left of the wafer, the state moved in memory. Raises LostWaferError where nothing usable is."""
+    assert run.wafer is not None
+
+    def build(wafer: wse.Wafer) -> tuple[Machine, Any]:
+        made = on_machine(replace(run, wafer=wafer), compiled=True)
+        return made, made.state_shardings
+
+    wafer, machine, state, event = survive(run.wafer, state, died, step=step, build=build)
+    return replace(run, wafer=wafer), machine, state, event
+
+
+def describe(run: Run, machine: Machine, folder: Path) -> None:
+    """Write down which operations run on the fabric, and draw the wafer."""
+    write_atomically(folder / "audit.txt", machine.audit + "\n")
+    if run.wafer is not None:
+        plot_wafer(run.wafer, folder / "wafer.png")
 
 
 def train(run: Run, machine: Machine, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
@@ -166,9 +194,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
     batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
-    write_atomically(directory.path / "audit.txt", machine.audit + "\n")
-    if run.wafer is not None:
-        plot_wafer(run.wafer, directory.path / "wafer.png")
+    describe(run, machine, directory.path)
 
     with (
         Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say) as checkpoints,
@@ -182,11 +208,26 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
+        watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
         log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
         progress = stack.enter_context(progress_bar(console))
         recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
         step = saved = start
         while step < settings.steps and not stop.asked:
+            if died := watch.due(step, run.wafer):
+                recorder.flush()
+                try:
+                    run, machine, state, event = without(run, state, died, step)
+                except LostWaferError as error:
+                    if step > saved:
+                        saved = save(checkpoints, recorder, step, state, batches)
+                    raise LostWaferError(
+                        f"{error}. Nothing is lost: the same command without this death goes on after step {step}"
+                    ) from error
+                watch.record(event)
+                say(str(event))
+                describe(run, machine, directory.path)
+                recorder.restart_clock()
             step += 1
             state, metrics = machine.step(state, next(batches))
             recorder.add(step, metrics)
@@ -275,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if complete:
                 finish(run, state, log, console)
                 return 0
-    except (DivergedError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
+    except (DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)

@@ -15,7 +15,7 @@ from experiments.settings import ModelSettings, OptimiserSettings, Settings, Waf
 from models.gpt import PRESETS
 
 
-def test_identity_is_json_and_follows_every_setting_but_the_folder():
+def test_identity_is_json_and_follows_every_setting_that_changes_numbers_or_files():
     base = Settings().identity()
     json.dumps(base)
     numbers = ("steps", "batch", "eval_every", "eval_batches", "checkpoint_every", "seed", "sample_bytes")
@@ -25,10 +25,11 @@ def test_identity_is_json_and_follows_every_setting_but_the_folder():
         "wafer": WaferSettings(rows=40),
         "optimiser": OptimiserSettings(beta1=0.5),
     }
-    assert set(changed) == {field.name for field in dataclasses.fields(Settings)} - {"out", "keep"}
+    assert set(changed) == {field.name for field in dataclasses.fields(Settings)} - {"out", "keep", "kill_pe", "kill_link"}
     for name, value in changed.items():
         assert dataclasses.replace(Settings(), **{name: value}).identity() != base, name
-    assert dataclasses.replace(Settings(), out=Path("elsewhere"), keep=9).identity() == base
+    same = dataclasses.replace(Settings(), out=Path("elsewhere"), keep=9, kill_pe=((1, 2, 3),), kill_link=((1, 2, 3, 2, 4),))
+    assert same.identity() == base
 
 
 def test_flags_without_effect_are_not_part_of_the_identity():
