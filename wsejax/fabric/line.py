@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
@@ -12,12 +13,17 @@ from jaxtyping import Array, Bool, Int, Shaped
 from wsejax.fabric.shift import extent, index, shift
 
 ALONG = {"y": ("south", "north"), "x": ("east", "west")}  # away from the border at 0, and towards it
-UNROLL = 4  # XLA:CPU copies what a loop carries once an iteration; four shifts an iteration hide most of that
+UNROLL, LARGE_BYTES = 4, 1 << 22  # XLA:CPU copies what a loop carries once an iteration; four shifts an iteration hide most of that
 
 
 def repeat(times: int, step: Callable[[Any, Any], Any], start: Any) -> Any:
     """`step(i, x)` for i = 0 .. times - 1."""
-    return lax.fori_loop(0, times, step, start, unroll=min(UNROLL, max(times, 1)))
+    return lax.fori_loop(0, times, step, start, unroll=unrolling(times, start))
+
+
+def unrolling(times: int, carried: Any) -> int:
+    """Iterations to write out of a loop: none where what it carries is small, and compiling would take longer than copying."""
+    return min(UNROLL, max(times, 1)) if sum(x.nbytes for x in jax.tree.leaves(carried)) > LARGE_BYTES else 1
 
 
 def run_along(

@@ -41,7 +41,7 @@ def reduce(x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op:
         moving = fabric.shift(jnp.where(starts, total, moving), ALONG[axis][1], sends=sends)
         return (jnp.where(adds, op(total, moving), total), moving), None
 
-    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=min(fabric.UNROLL, max(len(tree.steps), 1)))
+    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=fabric.unrolling(len(tree.steps), x))
     return total
 
 
@@ -93,7 +93,7 @@ def _reduce_first(x, tree: Tree | None, op: Op):
         moving = fabric.shift(jnp.where(starts, total, moving), "north", sends=sends)
         return (jnp.where(adds, op(total, moving), total), moving), None
 
-    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=min(fabric.UNROLL, max(len(tree.steps), 1)))
+    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=fabric.unrolling(len(tree.steps), x))
     return total
 
 

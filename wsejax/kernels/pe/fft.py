@@ -30,7 +30,8 @@ def _cooley_tukey(x, sign: int):
         return x
     rest = n // radix
     parts = jnp.moveaxis(x.reshape(*x.shape[:-1], rest, radix), -1, 0)  # part r: elements r, r + radix, ...
-    parts = [_cooley_tukey(part, sign) * _roots(n, r * np.arange(rest), sign) for r, part in enumerate(parts)]
+    along = (1,) * (x.ndim - 1) + (rest,)
+    parts = [_cooley_tukey(part, sign) * _roots(n, r * np.arange(rest), sign).reshape(along) for r, part in enumerate(parts)]
     out = []
     for k in range(radix):
         total = parts[0]
@@ -110,7 +111,7 @@ def fft1(x: Complex[Array, "R C h n2"], axis: str, n: int, inverse: bool = False
     x = jnp.swapaxes(fft_along(jnp.swapaxes(x, 2, 3), axis, n1, inverse), 2, 3)
     k1 = fabric.index(x, axis) * x.shape[2] + jnp.arange(x.shape[2]).reshape(1, 1, -1, 1)
     table = _roots(n, np.arange(n), sign)  # n numbers; a PE of a real machine keeps its h n2 of them
-    x = x * table[jnp.clip(k1, 0, n) * np.arange(n2) % n]
+    x = x * table[jnp.clip(k1, 0, n) * np.arange(n2).reshape(1, 1, 1, -1) % n]
     return local_fft(x, inverse)
 
 

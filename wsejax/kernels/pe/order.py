@@ -94,7 +94,7 @@ def scan_element_hops(grid: tuple[int, int]) -> int:
 
 def histogram(x: Int[Array, "R C m"], bins: int) -> Int[Array, "R C bins"]:
     """How often each of 0 .. bins - 1 occurs, on every PE; other numbers (such as padding by -1) are not counted."""
-    count = lambda k, counts: counts + (x[:, :, k, None] == jnp.arange(bins)).astype(jnp.int32)
+    count = lambda k, counts: counts + (x[:, :, k, None] == jnp.arange(bins).reshape(1, 1, -1)).astype(jnp.int32)
     own = lax.fori_loop(0, x.shape[2], count, jnp.zeros((*x.shape[:2], bins), jnp.int32))
     return all_reduce_2d(own)
 
@@ -132,7 +132,7 @@ def transpose(x: Shaped[Array, "R C h w"], shape: tuple[int, int]) -> Shaped[Arr
     first = jnp.maximum(y * h, column * wide)  # the first row of cells that PE (y, column) keeps
     at = jnp.clip(first - y * h, 0, h - keep)
     take = lambda v, start, size, dim: jnp.take_along_axis(
-        v, (start + jnp.arange(size)).reshape(*start.shape[:2], *[size if d == dim else 1 for d in (2, 3)]), axis=dim
+        v, (start + jnp.arange(size).reshape(1, 1, -1)).reshape(*start.shape[:2], *[size if d == dim else 1 for d in (2, 3)]), axis=dim
     )
 
     def along_row(block, owner, out):

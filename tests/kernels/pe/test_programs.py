@@ -1,0 +1,177 @@
+"""Programs for PEs against numpy and scipy, their traffic against their laws, and that no device mesh and no defect changes a bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+
+import wsejax as wse
+from tests.kernels.pe.programs import PROGRAMS
+from wsejax import fabric
+from wsejax.fabric.physical import Physical, Stage, Way
+
+GRID_SPEC = PartitionSpec("y", "x")
+GRIDS = [(4, 6), (3, 2), (1, 5)]
+
+
+def logical(grid, devices=(1, 1)) -> wse.Wafer:
+    return wse.Wafer(wse.WSE3.scaled(*grid), tiles=grid, devices=devices)
+
+
+def mapped(case, wafer):
+    return wse.wafer_map(case.f, wafer, (GRID_SPEC,) * len(case.args), GRID_SPEC)
+
+
+def run(case, wafer) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(jax.jit(mapped(case, wafer))(*case.args))]
+
+
+def assert_same_bits(got, want) -> None:
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g[0]}x{g[1]}")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_does_what_its_oracle_does_and_sends_what_its_law_says(name, grid):
+    case = PROGRAMS[name](grid)
+    wafer = logical(grid)
+    case.check(*run(case, wafer))
+    if grid == GRIDS[-1] or case.wavelet_hops is None:
+        return
+    per_element = {np.dtype(np.complex64): 2}.get(np.asarray(case.args[-1]).dtype, 1)
+    assert wse.traffic(mapped(case, wafer), *case.args).wavelet_hops == case.wavelet_hops * per_element
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_device_mesh_changes_no_bit(name):
+    case = PROGRAMS[name]((4, 6))
+    want = run(case, logical((4, 6)))
+    for devices in ((1, 2), (2, 2)):
+        assert_same_bits(run(case, logical((4, 6), devices)), want)
+
+
+# ---- physical execution ----------------------------------------------------------------------------------------------
+PHYSICAL, LOGICAL = (8, 9), (4, 5)
+SPEC = wse.WSE3.scaled(*PHYSICAL)
+MESSAGES = LOGICAL[0] * LOGICAL[1]
+_trace = itertools.count()
+
+
+@st.composite
+def defect_maps(draw: st.DrawFn) -> wse.DefectMap:
+    """Dead PEs and links anywhere, with every now and then a dead border, a dead block, or dead links round a dead PE."""
+    rows, cols = PHYSICAL
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    of_pes, of_links = draw(st.sampled_from([0.0, 0.02, 0.05, 0.1])), draw(st.sampled_from([0.0, 0.05, 0.1]))
+    pes, east, south = rng.random(PHYSICAL) < of_pes, rng.random(PHYSICAL) < of_links, rng.random(PHYSICAL) < of_links
+    kind = draw(st.sampled_from(["none", "border", "corner", "block", "links round a PE"]))
+    if kind == "border":
+        pes[0 if rng.random() < 0.5 else -1] = True
+    elif kind == "corner":
+        pes[:2, :2] = True
+    elif kind == "block":
+        r, c = rng.integers(1, rows - 2), rng.integers(1, cols - 2)
+        pes[r : r + 2, c : c + 2] = True
+    elif kind == "links round a PE":
+        r, c = rng.integers(1, rows - 2), rng.integers(1, cols - 2)
+        pes[r, c] = south[r - 1, c + 1] = east[r - 1, c] = south[r, c + 1] = True
+    east[:, -1], south[-1] = False, False
+    return wse.DefectMap(pes, east, south)
+
+
+def tables(defects: wse.DefectMap):
+    """What a physical machine is made of, as arrays of one shape for all defect maps; None where the map leaves too few PEs."""
+    try:
+        wafer = wse.Wafer(SPEC, defects, tiles=LOGICAL, devices=(1, 1), execution="physical")
+    except ValueError:
+        return None
+    machine = Physical(wafer)
+    ways = {}
+    for direction, way in machine.ways.items():
+        count, nowhere = way.first.shape[-1], PHYSICAL[0] * PHYSICAL[1]
+        pad = lambda x, fill, n: np.concatenate([x, np.full((1, 1, n - x.shape[-1]), fill, x.dtype)], axis=-1)
+        assert all(stage.take is None and not stage.send for stage in way.stages), "one device has one list"
+        alive = np.all([stage.alive for stage in way.stages] or np.ones((1, 1, 1, count), bool), axis=0)
+        ways[direction] = way.kind, pad(way.first, 0, MESSAGES), pad(way.last, nowhere, MESSAGES), pad(alive, True, MESSAGES)
+    return machine.index, machine.place, ways
+
+
+@functools.cache
+def template() -> Physical:
+    return Physical(wse.Wafer(SPEC, tiles=LOGICAL, devices=(1, 1), execution="physical"))
+
+
+@functools.cache
+def case_of(name):
+    return PROGRAMS[name](LOGICAL)
+
+
+@functools.cache
+def on_any_wafer(name):
+    """The program as a compiled function of (tables, arguments): the machine's own code, one compilation for all defect maps."""
+    case = case_of(name)
+
+    @jax.jit
+    def physically(arrays, *args):
+        machine = copy.copy(template())
+        machine.index, machine.place, ways = arrays
+        machine.ways = {
+            direction: Way(kind, first, last, (Stage(alive, {}, None),)) for direction, (kind, first, last, alive) in ways.items()
+        }
+        machine.name = f"{template().name}_{next(_trace)}"
+        return machine.run(case.f, logical((1, 1)).mesh, (GRID_SPEC,) * len(args), GRID_SPEC)(*args)
+
+    return physically
+
+
+@functools.cache
+def wanted(name) -> list[np.ndarray]:
+    return run(case_of(name), logical(LOGICAL))
+
+
+def check_on(defects, name) -> None:
+    arrays = tables(defects)
+    if arrays is None:
+        return
+    got = [np.asarray(x) for x in jax.tree.leaves(on_any_wafer(name)(arrays, *case_of(name).args))]
+    assert_same_bits(got, wanted(name))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_defect_changes_a_bit(name):
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck))
+    @given(defect_maps())
+    def on(defects):
+        check_on(defects, name)
+
+    on()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_defect_of_two_hundred_maps_changes_a_bit(name):
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
+    @given(defect_maps())
+    def on(defects):
+        check_on(defects, name)
+
+    on()
+
+
+@pytest.mark.parametrize("name", ["mesh_gemm", "stencil_25_box", "sort", "all_reduce_2d"])
+def test_a_physical_wafer_on_any_device_mesh(name, device_grid):
+    """The way users take: tables as constants of the program, messages that cross from device to device."""
+    defects = wse.DefectMap.uniform(SPEC, dead_pe_fraction=0.1, dead_link_fraction=0.05, seed=2)
+    wafer = wse.Wafer(SPEC, defects, tiles=LOGICAL, devices=device_grid, execution="physical")
+    assert fabric.physical_of(wafer).ways["east"].stages, "no route steps round anything: choose another seed"
+    assert_same_bits(run(case_of(name), wafer), wanted(name))
