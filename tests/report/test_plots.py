@@ -52,10 +52,27 @@ def test_neighbouring_tiles_have_different_colours(tmp_path):
     np.testing.assert_array_equal(changes_right, np.broadcast_to(np.diff(tile_col) > 0, changes_right.shape))
 
 
+def test_long_routes_and_the_borders_of_dies_are_drawn(tmp_path):
+    spec = WSE3.scaled(140, 80)
+    wafer = Wafer(spec, DefectMap.uniform(spec, dead_pe_fraction=0.05, seed=1), tiles=(2, 2), devices=(1, 1))
+    drawn = plot_wafer(wafer, tmp_path / "wafer.png").axes[0].collections
+    lines = {item.get_label(): item.get_segments() for item in drawn if isinstance(item, LineCollection)}
+    hops = np.concatenate([wafer.remap.east_hops.ravel(), wafer.remap.south_hops.ravel()])
+    assert len(lines["detours"]) == (hops >= 3).sum() > 0
+    for line in lines["detours"]:
+        steps = np.abs(np.diff(line, axis=0)).sum(axis=1)
+        assert set(steps) <= {0, 1} and steps.sum() >= 3
+        col, row = np.asarray(line, int).T
+        assert not wafer.defects.dead_pes[row, col].any()
+    borders = {round(line[0][1] + 0.5) for line in lines["dies"] if line[0][1] == line[1][1]}
+    assert borders == set(range(spec.die_rows, 140, spec.die_rows))
+
+
 def test_lines_follow_the_logical_mesh_and_bars_are_the_dead_links(tmp_path):
     wafer = wafer_of(dead_pe_fraction=0.05, dead_link_fraction=0.05)
     figure = plot_wafer(wafer, tmp_path / "wafer.png")
-    mesh, bars = [item for item in figure.axes[0].collections if isinstance(item, LineCollection)]
+    lines = {item.get_label(): item for item in figure.axes[0].collections if isinstance(item, LineCollection)}
+    mesh, bars = lines["mesh"], lines["dead links"]
     rows, cols = wafer.logical_grid
     lines = mesh.get_segments()
     assert len(lines) == rows + cols

@@ -42,21 +42,27 @@ class Traffic:
         """Wavelets times hops between logical neighbours: the energy of Luczynski et al. (HPDC 2024)."""
         return int(self.wavelets.sum())
 
-    def on_links(self) -> Int[np.ndarray, "4 rows cols"]:
+    def on_links(self, wafer: Wafer | None = None) -> Int[np.ndarray, "4 rows cols"]:
         """Wavelets over each physical link, by the PE and the direction in which they leave it: routes carry what their links send.
 
+        Args:
+          wafer: another one with the same tiles, for example with other defects. None: that on which the program ran.
+
         Raises:
-          ValueError: tiles are of more than one PE, so that nobody knows which of its PEs sends.
+          ValueError: other tiles, or tiles of more than one PE, so that nobody knows which of its PEs sends.
         """
         rows, cols = self.wavelets.shape[1:]
-        if self.wafer.execution == "logical" and (rows, cols) != self.wafer.logical_grid:
+        wafer = self.wafer if wafer is None else wafer
+        if wafer.tiles != (rows, cols):
+            raise ValueError(f"wafer has tiles={wafer.tiles}, and the program ran on {(rows, cols)}; give one with the same tiles")
+        if wafer.execution == "logical" and (rows, cols) != wafer.logical_grid:
             raise ValueError(
-                f"tiles={self.wafer.tiles}: a tile of this wafer is several of its {self.wafer.logical_grid} PEs; for traffic by link map "
+                f"tiles={wafer.tiles}: a tile of this wafer is several of its {wafer.logical_grid} PEs; for traffic by link map "
                 "the program over a wafer with execution='physical', or with one tile a PE"
             )
-        routes, mesh = self.wafer.routes, self.wafer.remap
+        routes, mesh = wafer.routes, wafer.remap
         place = np.stack([mesh.physical_row, mesh.physical_col]).astype(np.int64)[:, :rows, :cols]
-        out = np.zeros((4, *self.wafer.defects.shape), np.int64)
+        out = np.zeros((4, *wafer.defects.shape), np.int64)
         back = np.array([2, 3, 0, 1])
         step = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
         north, east, south, west = self.wavelets

@@ -18,7 +18,8 @@ from matplotlib.patches import Patch
 
 from ..hardware import Wafer
 
-_DEAD, _UNUSED = "#c0182b", "#b9bec6"
+_DEAD, _UNUSED, _DETOUR = "#c0182b", "#b9bec6", "#7a2fb0"
+_DETOUR_HOPS, _MOST_DETOURS = 3, 5000
 # two hues in two shades: tiles that touch differ, and the mesh stays readable over all four
 _TILES = ("#dcebf9", "#fdf0d5", "#b9d7f1", "#f9dfa8")
 _DETAIL_SIDE_PES = 128
@@ -61,8 +62,9 @@ def plot_wafer(wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
     """The physical grid with what is dead in it, and the logical mesh over it.
 
     Every physical PE is a cell: red where dead, grey where the mesh leaves it out, else coloured by the tile that it
-    computes for. Dark lines follow the logical rows and columns; red bars are dead links. On a wafer of more than 128
-    PEs a side only a few of the lines are drawn, and no links.
+    computes for. Dark lines follow the logical rows and columns, violet ones the routes of logical links of three hops or more; red bars
+    are dead links, dashed lines the borders of dies. On a wafer of more than 128 PEs a side only a few of the rows and columns are drawn,
+    and no dead links.
     """
     rows, cols = wafer.spec.rows, wafer.spec.cols
     detailed = max(rows, cols) <= _DETAIL_SIDE_PES
@@ -76,6 +78,9 @@ def plot_wafer(wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
         interpolation="nearest",
     )
     axes.add_collection(_mesh_lines(wafer, every=1 if detailed else max(1, max(rows, cols) // 40)))
+    axes.add_collection(_die_borders(wafer))
+    detours = _detours(wafer)
+    axes.add_collection(LineCollection(detours, colors=_DETOUR, linewidths=1.6 if detailed else 0.8, label="detours"))
     handles: list[Any] = [Patch(color=_TILES[2], label=f"in use, by tile ({wafer.tiles[0]} x {wafer.tiles[1]})")]
     if wafer.defects.dead_pe_count:
         if not detailed:  # one cell is less than a dot
@@ -86,6 +91,8 @@ def plot_wafer(wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
         if detailed:
             axes.add_collection(_dead_links(wafer.defects.dead_east_links, wafer.defects.dead_south_links))
         handles.append(Line2D([], [], color=_DEAD, linewidth=2.5, label=f"dead link ({wafer.defects.dead_link_count})"))
+    if detours:
+        handles.append(Line2D([], [], color=_DETOUR, linewidth=1.6, label=f"route of {_DETOUR_HOPS} hops or more ({len(detours)})"))
     handles += [
         Patch(color=_UNUSED, label="healthy, left out"),
         Line2D(
@@ -169,20 +176,44 @@ def _cells(wafer: Wafer) -> np.ndarray:
     cells = np.zeros((wafer.spec.rows, wafer.spec.cols), np.int8)
     tile_row = np.repeat(np.arange(wafer.tiles[0]), wafer.tile_rows)[:, None]
     tile_col = np.repeat(np.arange(wafer.tiles[1]), wafer.tile_cols)[None, :]
-    cells[wafer.remap.physical_row, wafer.remap.physical_col] = 2 + 2 * (tile_row % 2) + (tile_row + tile_col) % 2
+    rows, cols = tile_row.size, tile_col.size  # physically a program may use less than the logical mesh
+    cells[wafer.remap.physical_row[:rows, :cols], wafer.remap.physical_col[:rows, :cols]] = (
+        2 + 2 * (tile_row % 2) + (tile_row + tile_col) % 2
+    )
     cells[wafer.defects.dead_pes] = 1
     return cells
+
+
+def _die_borders(wafer: Wafer) -> LineCollection:
+    """Where one die ends and the next begins."""
+    rows, cols, spec = wafer.spec.rows, wafer.spec.cols, wafer.spec
+    lines = [[(-0.5, r - 0.5), (cols - 0.5, r - 0.5)] for r in range(spec.die_rows, rows, spec.die_rows)]
+    lines += [[(c - 0.5, -0.5), (c - 0.5, rows - 0.5)] for c in range(spec.die_cols, cols, spec.die_cols)]
+    return LineCollection(lines, colors="#5b6675", linewidths=0.9, linestyles="dashed", label="dies")
+
+
+def _detours(wafer: Wafer) -> list[np.ndarray]:
+    """The (column, row) of the PEs along each route of `_DETOUR_HOPS` hops or more; some thousands at most, for an eye takes no more."""
+    mesh, routes = wafer.remap, wafer.routes
+    place = np.stack([mesh.physical_col, mesh.physical_row], axis=-1)
+    step = np.array([(0, -1), (1, 0), (0, 1), (-1, 0), (0, 0)])  # (column, row) of each direction, and of none
+    out: list[np.ndarray] = []
+    for steps, start in ((routes.east, place[:, :-1]), (routes.south, place[:-1])):
+        far = (steps >= 0).sum(axis=-1) >= _DETOUR_HOPS
+        points = start[far][:, None] + np.concatenate([np.zeros((far.sum(), 1, 2), int), np.cumsum(step[steps[far]], axis=1)], axis=1)
+        out += list(points[:_MOST_DETOURS])
+    return out
 
 
 def _mesh_lines(wafer: Wafer, every: int) -> LineCollection:
     """One polyline through the PEs of each logical row and of each logical column."""
     points = np.stack([wafer.remap.physical_col, wafer.remap.physical_row], axis=-1)
     lines = [*points[::every], *points.swapaxes(0, 1)[::every]]
-    return LineCollection(lines, colors="#27313f", linewidths=0.7 if every == 1 else 0.4, alpha=0.75)
+    return LineCollection(lines, colors="#27313f", linewidths=0.7 if every == 1 else 0.4, alpha=0.75, label="mesh")
 
 
 def _dead_links(east: Bool[np.ndarray, "rows cols"], south: Bool[np.ndarray, "rows cols"]) -> LineCollection:
     """A bar across each dead link, on the border of the two PEs it would join."""
     bars = [[(c + 0.5, r - 0.4), (c + 0.5, r + 0.4)] for r, c in np.argwhere(east)]
     bars += [[(c - 0.4, r + 0.5), (c + 0.4, r + 0.5)] for r, c in np.argwhere(south)]
-    return LineCollection(bars, colors=_DEAD, linewidths=2.5)
+    return LineCollection(bars, colors=_DEAD, linewidths=2.5, label="dead links")

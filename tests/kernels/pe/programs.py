@@ -208,12 +208,12 @@ def life(grid: Grid) -> Case:
 def solver(solve: Callable, iterations: int, turned: float, dots: int) -> Callable[[Grid], Case]:
     """Solve a 7-point system; `turned` makes it unsymmetric."""
     coefficients = np.array(krylov.laplacian((5, 6, 4)))
-    coefficients[..., 3] -= turned
-    coefficients[..., 4] += turned
+    coefficients[..., 3, :] -= turned
+    coefficients[..., 4, :] += turned
     b = normal(5, 6, 4)
     kernel = np.zeros((3, 3, 3))
     for n, offset in enumerate(krylov.OFFSETS):
-        kernel[tuple(1 + o for o in offset)] = coefficients[0, 0, 0, n]
+        kernel[tuple(1 + o for o in offset)] = coefficients[0, 0, n, 0]
 
     def make(grid: Grid) -> Case:
         tiles = to_tiles(coefficients, grid), to_tiles(b, grid)

@@ -22,9 +22,9 @@ OFFSETS = ((0, 0, 0), (-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), 
 Cells = Shaped[Array, "R C h w z"]
 
 
-def apply(coefficients: Shaped[Array, "R C h w z 7"], u: Cells) -> Cells:
+def apply(coefficients: Shaped[Array, "R C h w 7 z"], u: Cells) -> Cells:
     """A u, where A has a row of seven coefficients a cell: itself, north, south, west, east, below, above (`OFFSETS`)."""
-    return stencil(u, {offset: coefficients[..., n] for n, offset in enumerate(OFFSETS)})
+    return stencil(u, {offset: coefficients[..., n, :] for n, offset in enumerate(OFFSETS)})
 
 
 def dots(*pairs: tuple[Cells, Cells]) -> list[Shaped[Array, "R C 1 1 1"]]:
@@ -39,7 +39,7 @@ def _ratio(a, b):
     return jnp.where(b == 0, jnp.zeros((), a.dtype), a / jnp.where(b == 0, jnp.ones((), b.dtype), b))
 
 
-def cg(coefficients: Shaped[Array, "R C h w z 7"], b: Cells, iterations: int) -> tuple[Cells, Shaped[Array, "R C 1 1 1"]]:
+def cg(coefficients: Shaped[Array, "R C h w 7 z"], b: Cells, iterations: int) -> tuple[Cells, Shaped[Array, "R C 1 1 1"]]:
     """Solve A u = b from zero, for a symmetric positive definite A. Returns u and the squared norm of the recurrence's residual."""
 
     def step(_, state):
@@ -56,7 +56,7 @@ def cg(coefficients: Shaped[Array, "R C h w z 7"], b: Cells, iterations: int) ->
     return u, rr
 
 
-def bicgstab(coefficients: Shaped[Array, "R C h w z 7"], b: Cells, iterations: int) -> tuple[Cells, Shaped[Array, "R C 1 1 1"]]:
+def bicgstab(coefficients: Shaped[Array, "R C h w 7 z"], b: Cells, iterations: int) -> tuple[Cells, Shaped[Array, "R C 1 1 1"]]:
     """Solve A u = b from zero, for any A. Returns u and the squared norm of the recurrence's residual."""
 
     def step(_, state):
@@ -78,9 +78,10 @@ def bicgstab(coefficients: Shaped[Array, "R C h w z 7"], b: Cells, iterations: i
     return u, rr
 
 
-def laplacian(shape: Sequence[int], dtype=jnp.float32) -> Shaped[Array, "n m z 7"]:
-    """Coefficients of minus the Laplacian with zero borders, scaled to 1 on the diagonal as SC20 does."""
-    return jnp.broadcast_to(jnp.asarray([1] + [-1 / 6] * 6, dtype), (*shape, 7))
+def laplacian(shape: Sequence[int], dtype=jnp.float32) -> Shaped[Array, "n m 7 z"]:
+    """Coefficients of minus the Laplacian with zero borders on n x m x z cells, scaled to 1 on the diagonal as SC20 does."""
+    n, m, z = shape
+    return jnp.broadcast_to(jnp.asarray([1] + [-1 / 6] * 6, dtype).reshape(1, 1, 7, 1), (n, m, 7, z))
 
 
 def dots_element_hops(grid: tuple[int, int], count: int) -> int:

@@ -6,7 +6,7 @@ Traffic: `radius` lines of cells cross every link, each way; a PE with fewer lin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,7 +20,7 @@ _DIM = {"y": 2, "x": 3}  # of the cells of a tile
 
 
 def star(radius: int, dims: int = 2) -> list[Offset]:
-    """The offsets of a star: 5 or 9 cells for radius 1 or 2 in two dimensions; 7 or 25 for radius 1 or 4 in three."""
+    """The offsets of a star, ahead before behind: 5 or 9 cells for radius 1 or 2 in two dimensions; 7 or 25 for radius 1 or 4 in three."""
     ends = [
         tuple(sign * r if d == dim else 0 for d in range(dims)) for r in range(1, radius + 1) for dim in range(dims) for sign in (-1, 1)
     ]
@@ -35,6 +35,11 @@ def box(radius: int) -> list[Offset]:
 
 def halo(u: Shaped[Array, "R C h w ..."], axis: str, radius: int) -> Shaped[Array, "R C h+2r w ..."]:
     """The tile with `radius` more lines of cells on both sides along `axis`, zeros beyond the grid."""
+    return jnp.concatenate(_blocks(u, axis, radius), axis=_DIM[axis]) if radius else u
+
+
+def _blocks(u, axis: str, radius: int) -> list[Array]:
+    """The pieces of `halo`, in their order."""
     dim = _DIM[axis]
     size, parts = u.shape[dim], [u]
     for n, direction in enumerate(ALONG[axis]):
@@ -45,7 +50,19 @@ def halo(u: Shaped[Array, "R C h w ..."], axis: str, radius: int) -> Shaped[Arra
             piece = fabric.shift(lax.slice_in_dim(piece, first, first + count, axis=dim), direction)
             parts = [piece, *parts] if n == 0 else [*parts, piece]
             left -= count
-    return jnp.concatenate(parts, axis=dim) if radius else u
+    return parts
+
+
+def _window(blocks: Sequence[Array], dim: int, start: int, size: int):
+    """A slice of the blocks put together, made of those that it meets: XLA would make the whole first."""
+    parts = []
+    for block in blocks:
+        n = block.shape[dim]
+        first, last = max(start, 0), min(start + size, n)
+        if first < last:
+            parts.append(lax.slice_in_dim(block, first, last, axis=dim))
+        start -= n
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=dim)
 
 
 def inside(u: Shaped[Array, "R C h w ..."], shape: Sequence[int]) -> Bool[Array, "R C h w ..."]:
@@ -68,37 +85,34 @@ def stencil(
       weights: of each offset (dy, dx) or (dy, dx, dz), a number or an array with an entry a cell.
       shape: of the domain, where the grid does not divide it; what is padded stays zero. None: it does.
     """
-    u_near, radii = _near(u, list(weights))
+    at = _reader(u, list(weights))
     total = None
     for offset, weight in weights.items():
-        term = _at(u_near, u.shape, radii, offset)
+        term = at(offset)
         term = term * (jnp.asarray(weight, u.dtype) if isinstance(weight, int | float) else weight)
         total = term if total is None else total + term
     assert total is not None, "weights is empty"
     return total if shape is None else jnp.where(inside(u, shape), total, jnp.zeros((), total.dtype))
 
 
-def _near(u, offsets: Sequence[Offset]):
-    """The tile with all the cells round it that the offsets reach: one array, or without corners one for each axis."""
+def _reader(u: Shaped[Array, "R C h w ..."], offsets: Sequence[Offset]) -> Callable[[Offset], Array]:
+    """Fetch what the offsets reach; the function that comes back gives the cells at one of them."""
     reach = [max(abs(o[d]) for o in offsets) for d in range(len(offsets[0]))]
-    if len(reach) == 3:
-        u = jnp.pad(u, [(0, 0)] * 4 + [(reach[2], reach[2])])
-    if any(o[0] and o[1] for o in offsets):  # corners come with the second axis, through the neighbour
-        both = halo(halo(u, "y", reach[0]), "x", reach[1])
-        return {"y": both, "x": both}, ((reach[0], reach[1]), (reach[0], reach[1]), *reach[2:])
-    return {"y": halo(u, "y", reach[0]), "x": halo(u, "x", reach[1])}, ((reach[0], 0), (0, reach[1]), *reach[2:])
+    deep = jnp.pad(u, [(0, 0)] * 4 + [(reach[2], reach[2])]) if len(reach) == 3 else u
+    corners = any(o[0] and o[1] for o in offsets)  # which come with the second axis, through the neighbour
+    rows = _blocks(deep, "y", reach[0])
+    cols = _blocks(jnp.concatenate(rows, axis=2) if corners else deep, "x", reach[1])
 
+    def at(offset: Offset):
+        y, x = offset[:2]
+        if y and not x:
+            cells = _window(rows, 2, reach[0] + y, u.shape[2])
+        else:
+            cells = _window(cols, 3, reach[1] + x, u.shape[3])
+            cells = lax.slice_in_dim(cells, reach[0] + y, reach[0] + y + u.shape[2], axis=2) if corners else cells
+        return cells if len(offset) == 2 else lax.slice_in_dim(cells, reach[2] + offset[2], reach[2] + offset[2] + u.shape[4], axis=4)
 
-def _at(near, shape, radii, offset: Offset):
-    """The cells at an offset from those of the tile."""
-    which = "y" if offset[0] else "x"
-    before = radii[0] if which == "y" else radii[1]
-    x = near[which]
-    for dim, first, size in zip((2, 3), (before[0] + offset[0], before[1] + offset[1]), shape[2:4], strict=True):
-        x = lax.slice_in_dim(x, first, first + size, axis=dim)
-    if len(offset) == 3:
-        x = lax.slice_in_dim(x, radii[2] + offset[2], radii[2] + offset[2] + shape[4], axis=4)
-    return x
+    return at
 
 
 def life(cells: Shaped[Array, "R C h w"], shape: Sequence[int]) -> Shaped[Array, "R C h w"]:
