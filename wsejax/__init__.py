@@ -43,11 +43,13 @@ from wsejax.hardware import (
     request_cpu_devices,
     static_routes,
 )
+from wsejax.kernels import pe
 from wsejax.report import plot_traffic, plot_wafer
 
 __all__ = [
     "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "DefectMap", "Exported", "FabricError",
     "HloReport", "LoadedFunction", "Lowered", "Op", "Program", "Remap", "Routes", "Step", "Traffic", "UnsupportedOpError",
     "UnusableWaferError", "Wafer", "WaferFunction", "WaferSpec", "attention", "audit", "check_hlo", "fabric", "jit", "load_exported",
-    "plot_traffic", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "static_routes", "traffic", "wafer_map", "with_layout",
+    "pe", "plot_traffic", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "static_routes", "traffic", "wafer_map",
+    "with_layout",
 ]  # fmt: skip

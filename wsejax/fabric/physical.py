@@ -117,7 +117,7 @@ class Physical:
         far = _walk(defects, start[:, ~straight], steps[~straight])
         places, alive = far.place, far.alive
         inside = ((places >= 0) & (places < [rows, cols])).all(axis=2)
-        places, alive = np.clip(places, 0, [rows - 1, cols - 1]), alive & inside[:, 1:]
+        places, alive = np.clip(places, 0, [rows - 1, cols - 1]), np.asarray(alive & np.asarray(inside)[:, 1:])
         device = np.stack([places[..., 0] // self.block[0], places[..., 1] // self.block[1]], axis=-1)
         local = (places[..., 0] % self.block[0]) * self.block[1] + places[..., 1] % self.block[1]
         lists = [self._lists(device[:, k]) for k in range(places.shape[1])]

@@ -69,7 +69,7 @@ def sort_element_hops(grid: tuple[int, int], m: int) -> int:
 def scan(x: Num[Array, "R C m"]) -> Num[Array, "R C m"]:
     """Running sums: each PE's own, one element after the other, and the total of all PEs before it, row by row."""
     rows, cols = fabric.extent(x, "y"), fabric.extent(x, "x")
-    _, own = lax.scan(lambda total, x: (total + x,) * 2, jnp.zeros(x.shape[:2], x.dtype), jnp.moveaxis(x, 2, 0))
+    _, own = lax.scan(lambda total, x: (total + x, total + x), jnp.zeros(x.shape[:2], x.dtype), jnp.moveaxis(x, 2, 0))
     own = jnp.moveaxis(own, 0, 2)
     total = own[:, :, -1]
     along = fabric.run_along(total, "x", jnp.add)

@@ -41,7 +41,7 @@ class Stream:
 def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
     """The non-zeros of a dense array, or of a scipy sparse one; those of PE row r are its columns r K / R and on."""
     coo = scipy.sparse.coo_array(a)
-    (m, k), (rows, cols) = coo.shape, grid
+    (rows, cols), m, k = grid, coo.shape[0], coo.shape[1]  # pyright: ignore[reportOptionalSubscript]
     width = -(-k // rows)
     row, column, value = coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data
     keep = value != 0
