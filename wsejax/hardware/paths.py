@@ -23,7 +23,6 @@ from .routes import live_links
 NORTH, EAST, SOUTH, WEST = range(4)
 _STEP = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 _BACK = {EAST: WEST, SOUTH: NORTH}
-_TRIES = 2  # of choosing again, at one load of the most used links
 _CHUNK = 4096  # routes that are chosen at once, from the loads that those before them left
 
 
@@ -122,38 +121,37 @@ def _choose(steps, chosen, start, end, hops, way, open_links, loads) -> None:
 
 
 def _spread(steps, ends, open_links, loads) -> None:
-    """Take the routes over the most used links and choose them again, until that does not help."""
-    tries, before_that = 0, 0
-    while True:
-        worst = int(loads.max(initial=0))
-        tries = tries + 1 if worst == before_that else 1
-        if worst < 2 or tries > _TRIES:
-            return
-        before_that = worst
-        moved = False
-        for way, (start, end, hops) in ends.items():
+    """Take the busiest links and choose one of the routes over each anew, until there is a link for which that does not help."""
+    size, cols = loads[0].size, loads.shape[2]
+    while (worst := int(loads.max(initial=0))) > 1:
+        over: dict[int, list[tuple[int, int]]] = {int(link): [] for link in np.flatnonzero(loads.ravel() == worst)}
+        for way, (start, _, hops) in ends.items():
             far = np.flatnonzero(hops > 1)
             which, row, col = _links(start[:, far], steps[way][far])
             taken = steps[way][far] >= 0
-            over = (np.where(taken, loads[which, row, col], 0) == worst).any(axis=1)
-            for i in np.flatnonzero(over):
-                n = far[i]
-                mine = which[i][taken[i]], row[i][taken[i]], col[i][taken[i]]
-                before = loads[mine]
-                if before.max() < worst:
-                    continue  # one that was moved before it has made room
-                np.add.at(loads, mine, -1)
-                other = _search(tuple(start[:, n]), tuple(end[:, n]), int(hops[n]), way, open_links, loads, steps[way].shape[1])
-                there = _links(start[:, n : n + 1], other[None])
-                there = tuple(part[0][other >= 0] for part in there)
-                if loads[there].max() + 1 < worst:
-                    steps[way][n] = other
-                    moved = True
-                    np.add.at(loads, there, 1)
-                else:
-                    np.add.at(loads, mine, 1)
-        if not moved:
-            return
+            link = which * size + row * cols + col
+            busy = taken & (loads.ravel()[np.where(taken, link, 0)] == worst)
+            for i, k in np.argwhere(busy):
+                over[int(link[i, k])].append((way, int(far[i])))
+        for link, routes in over.items():
+            if loads.ravel()[link] < worst:
+                continue  # a route that was moved from another link has made room here, too
+            if not any(_moved_away(steps[way], n, ends[way], way, open_links, loads, worst) for way, n in routes):
+                return
+
+
+def _moved_away(steps, n: int, ends, way: int, open_links, loads, worst: int) -> bool:
+    """Choose route `n` anew, if there is one whose links all stay below `worst`."""
+    start, end, hops = ends
+    mine = tuple(part[0][steps[n] >= 0] for part in _links(start[:, n : n + 1], steps[n : n + 1]))
+    np.add.at(loads, mine, -1)
+    other = _search(tuple(start[:, n]), tuple(end[:, n]), int(hops[n]), way, open_links, loads, steps.shape[1])
+    there = tuple(part[0][other >= 0] for part in _links(start[:, n : n + 1], other[None]))
+    better = int(loads[there].max()) + 1 < worst
+    if better:
+        steps[n] = other
+    np.add.at(loads, there if better else mine, 1)
+    return better
 
 
 def _one_turn(start, end, first: int, length: int) -> Int[np.ndarray, "links H"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Int
@@ -83,22 +85,32 @@ def hops_up_to(
     return hops
 
 
+@functools.lru_cache(maxsize=4)
+def _broken_before(defects: DefectMap) -> tuple[Int[np.ndarray, " pes"], Int[np.ndarray, " pes"]]:
+    """Links that carry nothing, in the row west of each PE, and in the column north of it."""
+    east, south = live_links(defects)
+    west_of = np.cumsum(~east, axis=1, dtype=np.int32) - ~east
+    north_of = np.cumsum(~south, axis=0, dtype=np.int32) - ~south
+    return west_of.ravel(), north_of.ravel()
+
+
 def _has_route_of_one_turn(
     defects: DefectMap, start: Int[np.ndarray, "2 links"], end: Int[np.ndarray, "2 links"]
 ) -> Bool[np.ndarray, " links"]:
     """Whether a straight or L-shaped route between healthy PEs is clear, told from counts of broken links."""
-    east, south = live_links(defects)
-    broken_west_of = np.cumsum(~east, axis=1) - ~east
-    broken_north_of = np.cumsum(~south, axis=0) - ~south
+    west_of, north_of = _broken_before(defects)
+    cols = defects.shape[1]
 
-    def clear(row: tuple[np.ndarray, np.ndarray], col: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Along row[0] between the two columns, then along col[1] between the two rows."""
-        along_row = broken_west_of[row[0], col[0]] == broken_west_of[row[0], col[1]]
-        along_col = broken_north_of[row[0], col[1]] == broken_north_of[row[1], col[1]]
-        return along_row & along_col
+    def clear(start, end) -> np.ndarray:
+        """Along the row of the start, then along the column of the end."""
+        first, corner, last = start[0] * cols + start[1], start[0] * cols + end[1], end[0] * cols + end[1]
+        straight = west_of.take(first) == west_of.take(corner)
+        return straight & (north_of.take(corner) == north_of.take(last))
 
-    (row0, col0), (row1, col1) = start, end
-    return clear((row0, row1), (col0, col1)) | clear((row1, row0), (col1, col0))
+    out = clear(start, end)
+    rest = np.flatnonzero(~out)
+    out[rest] = clear(end[:, rest], start[:, rest])
+    return out
 
 
 def _search(
