@@ -1,4 +1,4 @@
-"""Every program of `wsejax.kernels.pe`: on which arrays it is run, what must come out, and how far its wavelets travel."""
+"""Every program of `wsejax.kernels.pe`: on which arrays it is run, what must come out, and how far its elements travel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`f` of grid blocks `args`. `check` looks at its results; `wavelet_hops` is its traffic by the law, None where the law names none."""
+    """`f` of grid blocks `args`. `check` looks at its results; `element_hops` is its traffic by the law beside it."""
 
     f: Callable
     args: tuple[Any, ...]
     check: Callable[..., None]
-    wavelet_hops: int | None = None
+    element_hops: int
 
 
 PROGRAMS: dict[str, Callable[[Grid], Case]] = {}
@@ -83,7 +83,8 @@ def all_reduce_2d(grid: Grid) -> Case:
 def largest(grid: Grid) -> Case:
     x = normal(*grid, 3)
     f = lambda x: collectives.all_reduce_2d(x, op=jnp.maximum)
-    return Case(f, (x,), lambda out: equal(out, np.broadcast_to(x.max((0, 1)), x.shape)))
+    hops = 2 * (grid[0] * (grid[1] - 1) + grid[0] - 1)
+    return Case(f, (x,), lambda out: equal(out, np.broadcast_to(x.max((0, 1)), x.shape)), 3 * hops)
 
 
 @program
@@ -202,7 +203,9 @@ def life(grid: Grid) -> Case:
     cells = (np.random.default_rng(0).random((8, 9)) < 0.4).astype(np.int32)
     near = scipy.ndimage.correlate(cells, np.ones((3, 3), int), mode="constant") - cells
     want = (near == 3) | ((near == 2) & (cells == 1))
-    return Case(lambda v: stencil.life(v, (8, 9)), (to_tiles(cells, grid),), lambda out: equal(from_tiles(out, (8, 9)), want))
+    tiles = to_tiles(cells, grid)
+    check = lambda out: equal(from_tiles(out, (8, 9)), want)
+    return Case(lambda v: stencil.life(v, (8, 9)), (tiles,), check, stencil.halo_cell_hops(grid, tiles.shape[2:4], stencil.box(1)))
 
 
 def solver(solve: Callable, iterations: int, turned: float, dots: int) -> Callable[[Grid], Case]:
@@ -250,13 +253,18 @@ def fft_1d(grid: Grid) -> Case:
         for row in np.asarray(out):
             np.testing.assert_allclose(row.reshape(-1, n2)[:n1].T.reshape(-1), np.fft.fft(x), rtol=1e-4, atol=1e-4)
 
-    return Case(lambda v: fft.fft1(v, "x", n), (tiles,), check)
+    return Case(lambda v: fft.fft1(v, "x", n), (tiles,), check, fft.fft_along_element_hops(grid, "x", n2, tiles.shape[2]))
 
 
 @program
 def fft_2d(grid: Grid) -> Case:
+    tiles = to_tiles(Z[..., 0], grid)
     check = lambda out: np.testing.assert_allclose(from_tiles(out, (6, 7)), np.fft.fft2(Z[..., 0]), rtol=1e-4, atol=1e-4)
-    return Case(lambda v: fft.fft2(v, (6, 7)), (to_tiles(Z[..., 0], grid),), check)
+    return Case(lambda v: fft.fft2(v, (6, 7)), (tiles,), check, fft_2d_hops(grid, *tiles.shape[2:4], 1))
+
+
+def fft_2d_hops(grid: Grid, h: int, w: int, z: int) -> int:
+    return fft.fft_along_element_hops(grid, "x", h * z, w) + fft.fft_along_element_hops(grid, "y", w * z, h)
 
 
 @program
@@ -269,7 +277,8 @@ def fft_3d_and_back(grid: Grid) -> Case:
         there = fft.fft3(v, Z.shape)
         return there, fft.fft3(there, Z.shape, inverse=True)
 
-    return Case(f, (to_tiles(Z, grid),), check)
+    tiles = to_tiles(Z, grid)
+    return Case(f, (tiles,), check, 2 * fft_2d_hops(grid, *tiles.shape[2:]))
 
 
 @program

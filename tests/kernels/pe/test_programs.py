@@ -41,9 +41,8 @@ def assert_same_bits(got, want) -> None:
 
 def assert_law(case, wafer) -> None:
     """What the program sends is what its law says."""
-    if case.wavelet_hops is not None:
-        per_element = {np.dtype(np.complex64): 2}.get(np.asarray(case.args[-1]).dtype, 1)
-        assert wse.traffic(mapped(case, wafer), *case.args).wavelet_hops == case.wavelet_hops * per_element
+    wavelets = 2 if np.asarray(case.args[-1]).dtype == np.complex64 else 1  # of an element
+    assert wse.traffic(mapped(case, wafer), *case.args).wavelet_hops == case.element_hops * wavelets
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -179,3 +178,25 @@ def test_a_physical_wafer_on_any_device_mesh(name, device_grid):
     wafer = wse.Wafer(SPEC, defects, tiles=LOGICAL, devices=device_grid, execution="physical")
     assert fabric.physical_of(wafer).ways["east"].stages, "no route steps round anything: choose another seed"
     assert_same_bits(run(case_of(name), wafer), wanted(name))
+
+
+def test_bad_operands_are_refused_with_the_way_to_make_them():
+    wafer = logical((2, 3))
+    zeros = lambda *shape: np.zeros((2, 3, *shape), np.float32)
+    pe = wse.pe
+    for f, args, words in (
+        (pe.gemm.summa, (zeros(4, 3), zeros(3, 4)), r"6 equal panels.*summa_operands"),
+        (pe.gemm.cannon, (zeros(1, 1, 2, 2), zeros(1, 1, 2, 2)), r"3 x 2 tiles.*torus_tiles"),
+        (lambda a, b: pe.gemm.cannon(a, b, "circle"), (zeros(3, 2, 2, 2), zeros(3, 2, 2, 2)), r"ring='circle'.*'folded'"),
+        (pe.gemm.times_transposed, (zeros(4, 3), zeros(4, 3)), r"3 equal pieces.*times_transposed_operands"),
+        (lambda x: pe.collectives.reduce(x, "x", pe.trees.chain(4)), (zeros(1),), r"tree has 4 PEs.*has 3"),
+        (lambda x: pe.fft.fft_along(x, "x", 99), (zeros(2, 4).astype(np.complex64),), r"length=99.*10 to 12"),
+        (lambda x: pe.fft.fft1(x, "x", 11), (zeros(2, 4).astype(np.complex64),), r"n=11.*factors"),
+        (lambda x: pe.stencil.stencil(x, {}), (zeros(2, 2),), r"at least one offset"),
+        (lambda x: pe.stencil.stencil(x, {(0, 0, 1): 1.0}), (zeros(2, 2),), r"columns of cells"),
+        (lambda i, v, x: pe.sparse.spmm(i, v, x, 2), (zeros(4).astype(int), zeros(5), zeros(2, 2)), r"stream_of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wse.wafer_map(f, wafer, (GRID_SPEC,) * len(args), GRID_SPEC)(*args)
+    with pytest.raises(ValueError, match=r"parent\[3\]=1: the tree is not in pre-order"):
+        pe.trees.Tree((-1, 0, 0, 1))

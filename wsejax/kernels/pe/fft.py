@@ -68,6 +68,10 @@ def all_to_all(x: Shaped[Array, "R C n ..."], axis: str) -> Shaped[Array, "R C n
 def fft_along(x: Complex[Array, "R C lanes m"], axis: str, length: int, inverse: bool = False) -> Complex[Array, "R C lanes m"]:
     """Transform the lines of `length` elements that lie m in each PE along `axis`, in natural order; what is padded comes back as zeros."""
     n, (rows, cols, lanes, m) = fabric.extent(x, axis), x.shape
+    if not n * (m - 1) < length <= n * m:
+        raise ValueError(
+            f"length={length}: lines of {n} PEs with {m} elements each have {n * (m - 1) + 1} to {n * m}; cut them by to_tiles"
+        )
     share = -(-lanes // n)
     lists = jnp.pad(x, [(0, 0), (0, 0), (0, n * share - lanes), (0, 0)]).reshape(rows, cols, n, share, m)
     lines = jnp.moveaxis(all_to_all(lists, axis), 2, 3).reshape(rows, cols, share, n * m)[..., :length]
@@ -107,6 +111,8 @@ def fft1(x: Complex[Array, "R C h n2"], axis: str, n: int, inverse: bool = False
     h in each PE. Element k1 + n1 k2 of the result is in row k1, column k2 (four steps, Bailey 1990)."""
     n2 = x.shape[3]
     n1 = n // n2
+    if n1 * n2 != n:
+        raise ValueError(f"n={n}: rows of {n2} elements do not divide it; choose n1 and n2 by factors({n}, PEs of the line)")
     sign = 1 if inverse else -1
     x = jnp.swapaxes(fft_along(jnp.swapaxes(x, 2, 3), axis, n1, inverse), 2, 3)
     k1 = fabric.index(x, axis) * x.shape[2] + jnp.arange(x.shape[2]).reshape(1, 1, -1, 1)
@@ -118,3 +124,9 @@ def fft1(x: Complex[Array, "R C h n2"], axis: str, n: int, inverse: bool = False
 def all_to_all_hops(n: int, lines: int) -> int:
     """Hops of a PE's whole list."""
     return (n - 1) * ring_hops(n) * lines
+
+
+def fft_along_element_hops(grid: tuple[int, int], axis: str, lanes: int, m: int) -> int:
+    """Two all-to-alls of lists of n ceil(lanes / n) m elements."""
+    n, lines = grid if axis == "y" else grid[::-1]
+    return 2 * all_to_all_hops(n, lines) * n * -(-lanes // n) * m

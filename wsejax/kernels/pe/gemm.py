@@ -52,6 +52,11 @@ def summa(a: Shaped[Array, "R C m ka"], b: Shaped[Array, "R C kb n"]) -> Shaped[
     sides = math.lcm(rows, cols)
     here_a, here_b = sides // cols, sides // rows  # panels that a PE owns
     width = a.shape[3] // here_a
+    if a.shape[3] % here_a or b.shape[2] != width * here_b:
+        raise ValueError(
+            f"a has blocks {a.shape[2:]} and b {b.shape[2:]}: A's columns and B's rows come in {sides} equal panels, {here_a} of A and "
+            f"{here_b} of B in a PE; cut them by summa_operands"
+        )
 
     def panel(t, c):
         of_a = lax.dynamic_slice_in_dim(a, t % here_a * width, width, 3)
@@ -99,6 +104,14 @@ def cannon(a: Shaped[Array, "R C I J m k"], b: Shaped[Array, "R C I J k n"], rin
     """Torus tiles of the product of two matrices in torus tiles of the same ring: MeshGEMM on the folded one, Cannon's on the line."""
     rows, cols = fabric.extent(a, "y"), fabric.extent(a, "x")
     sides = math.lcm(rows, cols)
+    here = {"a": a.shape[2:4], "b": b.shape[2:4]}
+    wrong = next((name for name, tiles in here.items() if tiles != (sides // rows, sides // cols)), None)
+    if wrong or a.shape[5] != b.shape[4]:
+        raise ValueError(
+            f"a has tiles {a.shape[2:]} and b {b.shape[2:]}: a PE of {rows} x {cols} holds {sides // rows} x {sides // cols} tiles of "
+            "each, those of A as wide as those of B are high; cut them by torus_tiles"
+        )
+    places(1, ring)  # an unknown ring is an error
     turn = _folded if ring == "folded" else _line
     at = {}  # place of a PE on the ring, in tiles
     for axis, n in (("y", rows), ("x", cols)):
@@ -176,6 +189,11 @@ def times_transposed(a: Shaped[Array, "R C m k"], b: Shaped[Array, "R C nb k"]) 
     sides = math.lcm(rows, cols)
     of_b, of_c = sides // rows, sides // cols  # pieces of N that a PE has of B, and keeps of the result
     size = b.shape[2] // of_b
+    if b.shape[2] % of_b or a.shape[3] != b.shape[3]:
+        raise ValueError(
+            f"a has blocks {a.shape[2:]} and b {b.shape[2:]}: a PE holds {of_b} equal pieces of B's rows, as wide as its part of A; cut "
+            "them by times_transposed_operands"
+        )
     order = jnp.asarray(fabric.ring_order(rows))
     row = jnp.clip(fabric.index(a, "y"), 0, rows - 1)
     place = jnp.argsort(order)[row]

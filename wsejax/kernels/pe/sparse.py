@@ -74,6 +74,8 @@ def spmm(
       rows: of A.
       tree: along "y"; a K-tree if None.
     """
+    if index.shape != value.shape:
+        raise ValueError(f"index has shape {index.shape} and value {value.shape}: give both as stream_of made them")
     width, entries, cols = x.shape[2], index.shape[2], fabric.extent(x, "x")
     west = fabric.index(x[..., 0, 0], "x") == 0
     slot = jnp.arange(rows).reshape(1, 1, -1, 1)

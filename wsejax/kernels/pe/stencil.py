@@ -85,6 +85,12 @@ def stencil(
       weights: of each offset (dy, dx) or (dy, dx, dz), a number or an array with an entry a cell.
       shape: of the domain, where the grid does not divide it; what is padded stays zero. None: it does.
     """
+    dims = {len(offset) for offset in weights}
+    if len(dims) != 1 or not dims <= {2, 3} or u.ndim < 2 + max(dims):
+        raise ValueError(
+            f"weights has offsets of {sorted(dims)} numbers for cells of shape {u.shape}: give at least one offset, all of them (dy, dx), "
+            "or (dy, dx, dz) for columns of cells (R, C, h, w, z)"
+        )
     at = _reader(u, list(weights))
     total = None
     for offset, weight in weights.items():
