@@ -190,6 +190,8 @@ def test_bad_calls_say_what_to_do_instead():
         jax.grad(lambda s: wse.wafer_map(lambda v, s: v * s, wafer, (GRID, P()), GRID)(x, s).sum())(np.float32(2))
     with pytest.raises(ValueError, match=r"execution='logical'"):
         wse.jit(wse.wafer_map(lambda v: v, wafer, (GRID,), GRID), wafer.replace(execution="logical", tiles=wafer.tiles)).lower(x)
+    with pytest.raises(ValueError, match=r"programs for PEs.*execution='logical'"):
+        wse.jit(jnp.sin, wafer)
     with pytest.raises(TypeError, match=r"key_data"):
         wse.wafer_map(lambda v: v, wafer, (GRID,), GRID)(jax.random.split(jax.random.key(0), wafer.tiles))
     with pytest.raises(ValueError, match=r"execution='both': must be one of 'logical', 'physical'"):

@@ -63,13 +63,18 @@ def jit(
 
     Raises:
       TypeError: `fun` cannot be called, or (when it is called) an argument is no array.
-      ValueError: `wafer` is not a Wafer, an argument number is both static and donated, `cache` cannot be a folder, or (when it is
-        called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
+      ValueError: `wafer` is not a Wafer or runs physically, an argument number is both static and donated, `cache` cannot be a folder, or
+        (when it is called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
     """
     if not callable(fun):
         raise TypeError(f"fun={fun!r}: give a function of arrays")
     if not isinstance(wafer, Wafer):
         raise ValueError(f"wafer={wafer!r}: give a wse.Wafer, for example wse.Wafer(wse.WSE3.scaled(32, 32))")
+    if wafer.execution == "physical":
+        raise ValueError(
+            "wafer has execution='physical', which is for programs for PEs (wse.wafer_map in jax.jit): what wse.jit compiles works on "
+            "whole tiles; give wafer.replace(execution='logical')"
+        )
     donated, static = _numbers(donate_argnums), _numbers(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     try:  # as jax.jit does, so that a static argument may be given by position or by name
