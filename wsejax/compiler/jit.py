@@ -64,7 +64,8 @@ def jit(
     Raises:
       TypeError: `fun` cannot be called, or (when it is called) an argument is no array.
       ValueError: `wafer` is not a Wafer or runs physically, an argument number is both static and donated, `cache` cannot be a folder, or
-        (when it is called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two wafers.
+        (when it is called) a layout that names an unknown axis, an axis twice or another mesh, or arguments that lie on the meshes of two
+        wafers.
     """
     if not callable(fun):
         raise TypeError(f"fun={fun!r}: give a function of arrays")
