@@ -100,6 +100,8 @@ def remap(
     if defects.shape != (spec.rows, spec.cols):
         raise ValueError(f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} PEs; make the map for this spec")
     for name, least in (("min_rows", min_rows), ("min_cols", min_cols), ("max_dilation", max_dilation), ("max_congestion", max_congestion)):
+        if least is not None and (not isinstance(least, int | np.integer) or isinstance(least, bool)):
+            raise ValueError(f"{name}={least!r}: give an integer of at least 1")
         if least is not None and least < 1:
             raise ValueError(f"{name}={least!r}: must be at least 1; leave {name} out")
     if max_congestion is not None and max_dilation is None:
@@ -139,8 +141,10 @@ def _mesh(
         floor = mesh.rows * mesh.cols if mesh else 0
     elif policy == "usable":
         return mesh, free
-    else:  # straight lines are worth a row or a column
-        floor = max((mesh.rows + 1) * mesh.cols, mesh.rows * (mesh.cols + 1)) if mesh else 0
+    elif mesh:  # straight lines are worth a row or a column
+        floor = max(min(mesh.rows + 1, limits.max_rows) * mesh.cols, mesh.rows * min(mesh.cols + 1, limits.max_cols))
+    else:
+        floor = 0
     sizes = itertools.product(range(limits.min_rows, limits.max_rows + 1), range(limits.min_cols, limits.max_cols + 1))
     most = int(np.bincount(regions.ravel(), minlength=2)[1:].max())
     if most <= MOST_PES:  # otherwise the lines have found more than the small regions hold, or nearly
@@ -177,7 +181,8 @@ def _unusable(spec, defects, regions, limits: _Limits, policy: str, bounds, left
             f", {max_congestion} of them over one physical link" if max_congestion else ""
         )
     verb = f" is left on {spec.name}" if max_dilation is None else f" was found on {spec.name}"
-    verb = " does not fit, the spares are used up" if fixed else verb
+    if fixed:
+        verb = " does not fit, the spares are used up"
     enough = [int((count >= least).sum()) for count, least in _healthy(regions, limits)]
     why = (
         f"{int(sizes[0])} healthy PEs of {spec.pes} reach each other; of {spec.rows} physical rows {enough[0]} have "
@@ -189,15 +194,16 @@ def _unusable(spec, defects, regions, limits: _Limits, policy: str, bounds, left
         shown = ", ".join(f"{int(size):,}" for size in sizes[:4]) + (", ..." if sizes.size > 4 else "")
         why += f"; dead parts cut the wafer into {sizes.size} regions, of {shown} PEs, and a mesh lies in one"
     nearest = f"the largest has {rows} rows and {cols} cols"
-    if max_dilation is not None and free is not None:
+    advice = ["policy='usable'" if fixed else "a smaller mesh"] if rows else []
+    if max_dilation is not None and free is not None and free.rows * free.cols > rows * cols:
         nearest += f", without a bound {free.rows} rows and {free.cols} cols with links of up to {free.max_dilation} hops"
-    advice = ["a smaller mesh"] if rows and not fixed else []
-    advice += ["policy='usable'"] if fixed and rows else []
-    advice += ["more hops"] if max_dilation is not None and free is not None else []
-    advice = " or ".join(["Ask for " + ", ".join(advice)] * bool(advice) + ["use a map with fewer defects or a larger wafer"])
+        advice.append("more hops")
+    asked = f"Ask for {' or '.join(advice)}, or use" if advice else "Use"
+    if limits.min_rows > limits.max_rows or limits.min_cols > limits.max_cols:
+        why = f"policy={policy!r} gives at most {limits.max_rows} x {limits.max_cols} of the {spec.rows} x {spec.cols} physical PEs"
     name = f"max_dilation={max_dilation}" if max_dilation is not None else f"defects={defects!r}"
     also = f" and {defects!r}" if max_dilation is not None else ""
-    message = f"{name}{also}: {wanted}{short}{verb}: {why}; {nearest}. {advice[0].upper() + advice[1:]}"
+    message = f"{name}{also}: {wanted}{short}{verb}: {why}; {nearest}. {asked} a map with fewer defects or a larger wafer"
     return UnusableWaferError(message, rows, cols)
 
 
@@ -231,7 +237,8 @@ def _bounded(
             ways.append((n, int(widths[area.argmax()]), allowed, on, lines, turned))
     ways.sort(key=lambda way: -way[0])
     best = None
-    for mended in (0, defects.dead_pes.size) if max_congestion else (defects.dead_pes.size,):
+    most_mended = defects.dead_pes.size if region.sum() > MOST_PES else 0  # a search of all placements follows
+    for mended in (0, most_mended) if max_congestion and most_mended else (most_mended,):
         most = mended
         for narrower in _NARROWER:
             for _, width, allowed, on, lines, turned in ways:

@@ -15,8 +15,8 @@ from .defects import DefectMap
 from .routes import live_links
 
 MOST_PES = 64  # of a region that is searched
-_STEPS_A_TRY = (200, 1000, 4000, 4000)  # places tried for one mesh: first few for each size, then more; 4000 take a tenth of a second
-_STEPS = 30_000  # of all tries together
+_ROUNDS = ((0.0, 300), *[(3.0, 400)] * 20, (0.0, 10_000))  # for each size: noise, and how many places are tried
+_STEPS = 100_000  # of all tries together: half a second
 _FEW_HOPS = 5  # bounds below this are tried first: shorter links, and a smaller search
 
 Placement = tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "R C"]]
@@ -38,14 +38,14 @@ def place_anywhere(
     wanted = [(size, search) for size in sizes for search in searches if size[0] * size[1] <= search.count]
     none: set[tuple] = set()  # tries that ended without a mesh although they were exhaustive
     steps, best = 0, None
-    for n, most_steps in enumerate(_STEPS_A_TRY):
+    for seed, (noise, most_steps) in enumerate(_ROUNDS):
         for at, ((rows, cols), search) in enumerate(wanted):
             bound = search.count if max_hops is None else min(max_hops, search.count)
             for hops in [*range(1, min(bound, _FEW_HOPS)), bound]:
                 key = (rows, cols, search, hops)
                 if key in none or steps > _STEPS:
                     continue
-                placed = search.place(rows, cols, hops, most_steps, n or None)
+                placed = search.place(rows, cols, hops, most_steps, noise, seed)
                 steps += search.steps
                 if placed and accept(placed):
                     best, wanted = placed, [(size, other) for size, other in wanted[:at] if size[0] * size[1] > rows * cols]
@@ -81,36 +81,44 @@ class _Search:
         self._hops = [[next(k for k, ball in enumerate(balls) if ball[a] >> b & 1) for b in range(self.count)] for a in range(self.count)]
         self.steps = 0
 
-    def place(self, rows: int, cols: int, max_hops: int, most_steps: int, seed: int | None) -> Placement | None:
-        """None if there is no such placement, or (`steps` says so) if that many were not enough. A seed changes the order of the search."""
-        noise = random.Random(seed) if seed is not None else None
+    def place(self, rows: int, cols: int, max_hops: int, most_steps: int, noise: float, seed: int) -> Placement | None:
+        """None if there is no such placement, or (`steps` says so) if that many were not enough.
+
+        noise: how much chance there is in the order in which places are taken, in hops. Tight meshes are found by many short searches.
+        """
+        chance = random.Random(seed)
         apart = [[abs(p // cols - q // cols) + abs(p % cols - q % cols) for q in range(rows * cols)] for p in range(rows * cols)]
+        beside = [[q for q, d in enumerate(row) if d == 1] for row in apart]
+        first = [chance.random() if noise else p // cols + p % cols for p in range(rows * cols)]  # of those with equally few places
         reach = [self._balls[min(d * max_hops, len(self._balls) - 1)] for d in range(rows + cols - 1)]
         placed: dict[int, int] = {}
         self.steps = 0
 
-        def cost(p: int, cell: int) -> tuple[float, int]:
-            """Hops to the neighbours that have a place; of equal ones the cell with the fewest neighbours, lest it be cut off."""
-            hops = sum(self._hops[at][cell] for q, at in placed.items() if apart[p][q] == 1)
-            return hops + (2 * noise.random() if noise else 0), self._balls[1][cell].bit_count()
-
-        def search(left: dict[int, int]) -> bool:
+        def search(left: dict[int, int], free: int) -> bool:
             if not left:
                 return True
-            p = min(left, key=lambda q: left[q].bit_count())
-            for cell in sorted(_bits(left[p]), key=lambda cell: cost(p, cell)):
+            p = min(left, key=lambda q: (left[q].bit_count(), first[q]))
+            near = [self._hops[placed[q]] for q in beside[p] if q in placed]
+            ways = []
+            for cell in _bits(left[p]):
                 self.steps += 1
+                others = free & ~(1 << cell)
+                rest = {q: places & reach[apart[p][q]][cell] & others for q, places in left.items() if q != p}
+                if all(rest.values()) and (open_ := _union(rest.values()).bit_count()) >= len(rest):
+                    # few hops, no place cut off from those that are left, and no free places left around it
+                    cost = sum(hops[cell] for hops in near) - 4 * open_ + (self._balls[1][cell] & others).bit_count()
+                    ways.append((cost + noise * chance.random(), cell, rest, others))
+            for _, cell, rest, others in sorted(ways, key=lambda way: way[:2]):
                 if self.steps > most_steps:
                     return False
-                rest = {q: places & reach[apart[p][q]][cell] & ~(1 << cell) for q, places in left.items() if q != p}
-                if all(rest.values()) and _union(rest.values()).bit_count() >= len(rest):
-                    placed[p] = cell
-                    if search(rest):
-                        return True
-                    del placed[p]
+                placed[p] = cell
+                if search(rest, others):
+                    return True
+                del placed[p]
             return False
 
-        if not search(dict.fromkeys(range(rows * cols), (1 << self.count) - 1)):
+        everywhere = (1 << self.count) - 1
+        if not search(dict.fromkeys(range(rows * cols), everywhere), everywhere):
             return None
         row, col = self._cells[[placed[p] for p in range(rows * cols)]].T.reshape(2, rows, cols)
         return row, col
