@@ -18,6 +18,11 @@ class Undecided(Exception):
     """The search was given up."""
 
 
+def every_pe(defects: DefectMap) -> list[Place]:
+    rows, cols = defects.shape
+    return list(itertools.product(range(rows), range(cols)))
+
+
 def hops_from(defects: DefectMap, start: Place) -> dict[Place, int]:
     """Breadth-first search: healthy PEs, live links, one PE at a time."""
     rows, cols = defects.shape
@@ -42,7 +47,7 @@ class Oracle:
     """What fits on one small wafer with links of at most `max_hops` hops; None: any number."""
 
     def __init__(self, defects: DefectMap, max_hops: int | None) -> None:
-        self._hops = {pe: hops for pe in itertools.product(*map(range, defects.shape)) if (hops := hops_from(defects, pe))}
+        self._hops = {pe: hops for pe in every_pe(defects) if (hops := hops_from(defects, pe))}
         self._max_hops = max_hops if max_hops is not None else len(self._hops)
         self.regions = {frozenset(hops) for hops in self._hops.values()}
 
@@ -115,7 +120,7 @@ class Oracle:
             return None
 
         done = search(dict.fromkeys(mesh, (1 << len(cells)) - 1), {})
-        return done and {p: cells[cell] for p, cell in done.items()}
+        return None if done is None else {p: cells[cell] for p, cell in done.items()}
 
 
 def all_different(domains: dict[Place, int]) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.hardware.exhaustive import Oracle, Place, Undecided, hops_from
+from tests.hardware.exhaustive import Oracle, Place, Undecided, every_pe, hops_from
 from tests.hardware.test_remap import places
 from wsejax.hardware import WSE3, DefectMap, Remap, UnusableWaferError, WaferSpec, most_logical_pes, remap
 
@@ -94,25 +94,27 @@ def check_spares(seeds: range, steps: int) -> Counter:
 
 
 def test_no_mesh_is_larger_by_more_than_a_row_or_a_column():
-    """144 pairs of a wafer and a bound. What the oracle gives up is counted, too, and stays rare."""
-    seen = check_largest(range(24), steps=300)
+    """90 pairs of a wafer and a bound. What the oracle gives up is counted, too, and stays rare."""
+    seen = check_largest(range(15), steps=200)
     assert seen["bounded", "smaller"] == 0, seen
-    assert seen["bounded", "undecided"] <= 8 and seen["beyond a row or column, undecided"] <= 10, seen
+    assert seen["bounded", "undecided"] <= 9 and seen["beyond a row or column, undecided"] <= 7, seen
 
 
 def test_the_fixed_grid_is_found_wherever_it_exists():
-    """240 pairs of a wafer and a bound."""
-    seen = check_spares(range(40), steps=300)
+    """144 pairs of a wafer and a bound."""
+    seen = check_spares(range(24), steps=200)
     assert seen["missed"] == 0 and seen["undecided"] <= 8, seen
-    assert seen["found"] > 140 and seen["none exists"] > 60, seen
+    assert seen["found"] > 80 and seen["none exists"] > 40, seen
 
 
 @pytest.mark.slow
 def test_many_small_wafers():
+    """600 pairs and 1200."""
     largest, spares = check_largest(range(1000, 1100), steps=2000), check_spares(range(1000, 1200), steps=2000)
     print(largest, spares)
     assert largest["bounded", "smaller"] <= 3 and largest["bounded", "undecided"] <= 25, largest
-    assert spares["missed"] <= 3 and spares["undecided"] <= 40, spares
+    assert largest["beyond a row or column, undecided"] <= 25, largest
+    assert spares["missed"] == 0 and spares["undecided"] <= 25, spares
 
 
 def test_the_oracle_agrees_with_all_permutations():
@@ -123,7 +125,7 @@ def test_the_oracle_agrees_with_all_permutations():
         dead, east, south = (rng.random(shape) < share for share in (0.25, 0.2, 0.2))
         east[:, -1] = south[-1] = False
         defects, bound = DefectMap(dead, east, south), int(rng.integers(1, 4))
-        hops = {pe: hops_from(defects, pe) for pe in itertools.product(*map(range, shape))}
+        hops: dict[Place, dict[Place, int]] = {pe: hops_from(defects, pe) for pe in every_pe(defects)}
         healthy = [pe for pe in hops if hops[pe]]
         for rows, cols in ((1, 3), (2, 2), (1, 4), (2, 3)):
             links = [(p, p + 1) for p in range(rows * cols) if (p + 1) % cols] + [(p, p + cols) for p in range((rows - 1) * cols)]

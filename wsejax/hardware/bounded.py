@@ -54,7 +54,7 @@ class Bent:
             return self
         east, south = np.zeros(self.row.shape, bool), np.zeros(self.row.shape, bool)
         east[:, :-1], south[:-1] = self.east, self.south
-        placed = clear_rectangle(DefectMap(np.zeros_like(east), east, south), least, east.shape)
+        placed = clear_rectangle(DefectMap(np.zeros_like(east), east, south), least, (self.row.shape[0], self.row.shape[1]))
         if placed is None:
             return None
         r, c = placed[0][:, 0], placed[1][0]

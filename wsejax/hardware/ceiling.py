@@ -20,5 +20,5 @@ def most_logical_pes(defects: DefectMap, max_rows: int, max_cols: int, max_dilat
     most = max((rows * min(region // rows, max_cols) for rows in range(1, min(max_rows, region) + 1)), default=0)
     if max_dilation != 1:
         return most
-    clear = clear_rectangle(defects, (1, 1), (max_rows, max_cols))
-    return min(most, max(clear[0].size if clear else 0, max_rows, max_cols))  # a single line may wind
+    clear = [clear_rectangle(defects, (1, 1), sides) for sides in ((max_rows, max_cols), (max_cols, max_rows))]  # a mesh may lie turned
+    return min(most, max(max_rows, max_cols, *(placed[0].size for placed in clear if placed)))  # a single line may wind

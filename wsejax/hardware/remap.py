@@ -5,7 +5,8 @@ in one physical column). Rows with too few healthy PEs are dropped whole. This i
 degradable arrays (Kuo and Chen, IEEE TCAD 1992; Low, IEEE Trans. Computers 2000). Among embeddings of this kind the
 mesh has the largest possible area; its columns are then straightened, by a dynamic programme a row.
 
-Where the hops of a logical link are bounded, rows may also step round what they cannot skip (`bounded`).
+Where the hops of a logical link are bounded, rows may also step round what they cannot skip (`bounded`). In regions of a few dozen PEs
+any placement is tried (`small`), and one hop leaves the largest rectangle without defects (`clear`).
 """
 
 from __future__ import annotations
@@ -88,14 +89,15 @@ def remap(
       policy: "usable": the largest mesh within the grid that a program can be given on a real machine, `spec.usable_rows` x
         `spec.usable_cols`. "spares": that grid and no smaller one, as the real machine has it; the rest of the PEs are spares.
         "largest": the largest mesh of the whole physical grid.
-      max_dilation: most hops of a logical link. None: any number. With a bound the mesh is the largest that was found, in the largest
-        region; there is no promise that no larger one exists.
+      max_dilation: most hops of a logical link. None: any number. With a bound the mesh is the largest that was found; there is no
+        promise that no larger one exists (on wafers of 6 x 6 there hardly ever is, `most_logical_pes` bounds it elsewhere). Without one
+        the lines are straight, but where "spares" or, by more than a row or a column, "largest" would fall short of what there is.
       max_congestion: most logical links over one physical link, in each direction, by `static_routes`. Needs `max_dilation`.
 
     Raises:
       ValueError: `min_rows`, `min_cols` or `max_dilation` is not positive, an unknown policy, or `defects` is a map of another
         wafer's shape.
-      UnusableWaferError: (a ValueError) no such mesh is left; it carries the size of the largest one.
+      UnusableWaferError: (a ValueError) no such mesh is left, or was found; it carries the size of the largest one that was.
     """
     if defects.shape != (spec.rows, spec.cols):
         raise ValueError(f"defects={defects!r}: {spec.name} has {spec.rows} x {spec.cols} PEs; make the map for this spec")
@@ -258,8 +260,11 @@ def _bounded(
                     best = mesh
         if best:
             return best
-    placed = clear_rectangle(defects, (limits.min_rows, limits.min_cols), (limits.max_rows, limits.max_cols))
-    return measured(defects, *placed) if placed else None
+    upright = clear_rectangle(defects, (limits.min_rows, limits.min_cols), (limits.max_rows, limits.max_cols))
+    lying = clear_rectangle(defects, (limits.min_cols, limits.min_rows), (limits.max_cols, limits.max_rows))
+    if lying and (upright is None or lying[0].size > upright[0].size):
+        return measured(defects, lying[0].T, lying[1].T)
+    return measured(defects, *upright) if upright else None
 
 
 def _largest(regions: Int[np.ndarray, "rows cols"], limits: _Limits) -> list[_Choice]:
