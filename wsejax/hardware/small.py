@@ -15,7 +15,7 @@ from .defects import DefectMap
 from .routes import live_links
 
 MOST_PES = 64  # of a region that is searched
-_ROUNDS = ((0.0, 300), *[(3.0, 400)] * 20, (0.0, 10_000))  # for each size: noise, and how many places are tried
+_ROUNDS = ((0.0, 300), *[(3.0, 400)] * 80, (0.0, 10_000))  # for each size: noise, and how many places are tried
 _STEPS = 100_000  # of all tries together: half a second
 _FEW_HOPS = 5  # bounds below this are tried first: shorter links, and a smaller search
 
