@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from wsejax.hardware import WSE1, WSE2, WSE3, DefectMap, UnusableWaferError, WaferSpec, remap, static_routes
+from wsejax.hardware import WSE1, WSE2, WSE3, DefectMap, UnusableWaferError, WaferSpec, most_logical_pes, remap, static_routes
 from wsejax.report import plot_yield
 
 SPECS = {"wse1": WSE1, "wse2": WSE2, "wse3": WSE3}
@@ -23,7 +23,7 @@ SPECS = {"wse1": WSE1, "wse2": WSE2, "wse3": WSE3}
 
 @dataclass(frozen=True)
 class Settings:
-    """Draw wafers with defects, embed the largest logical mesh in each, and print what is left."""
+    """Draw wafers with defects, embed a logical mesh in each, and print what is left."""
 
     spec: Literal["wse1", "wse2", "wse3"] = "wse3"
     """Generation."""
@@ -41,6 +41,8 @@ class Settings:
     """Share of dead links, with `dead_pes`."""
     max_dilation: tuple[int, ...] = (3,)
     """Bounds on the hops of a logical link; several give a trade-off curve."""
+    policy: Literal["largest", "usable", "spares"] = "largest"
+    """How large a mesh is wanted: the largest, at most the grid that a program gets on a real machine, or that very grid."""
     max_congestion: int | None = None
     """Most logical links over a physical one."""
     seeds: int = 5
@@ -67,6 +69,7 @@ def study(settings: Settings, console: Console) -> list[dict]:
     """One record for each wafer and bound: what is dead, what is left, and the seconds it took on this host."""
     spec, maps = wafers(settings)
     records = []
+    sides = (spec.rows, spec.cols) if settings.policy == "largest" else (spec.usable_rows, spec.usable_cols)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         for (seed, defects), bound in progress.track(
@@ -75,7 +78,7 @@ def study(settings: Settings, console: Console) -> list[dict]:
             record = {"seed": seed, "max_dilation_allowed": bound, "dead_pes": defects.dead_pe_count, "dead_links": defects.dead_link_count}
             began = time.perf_counter()
             try:
-                mesh = remap(spec, defects, policy="largest", max_dilation=bound, max_congestion=settings.max_congestion)
+                mesh = remap(spec, defects, policy=settings.policy, max_dilation=bound, max_congestion=settings.max_congestion)
             except UnusableWaferError as error:
                 records.append(record | {"failed": str(error)})
                 continue
@@ -85,7 +88,8 @@ def study(settings: Settings, console: Console) -> list[dict]:
                 record
                 | {
                     "rows": mesh.rows, "cols": mesh.cols, "pes": mesh.rows * mesh.cols, "utilisation": mesh.rows * mesh.cols / spec.pes,
-                    "utilisation_bound": 1 - defects.dead_pe_count / spec.pes, "max_dilation": mesh.max_dilation,
+                    "healthy": 1 - defects.dead_pe_count / spec.pes,
+                    "utilisation_bound": most_logical_pes(defects, *sides, bound) / spec.pes, "max_dilation": mesh.max_dilation,
                     "mean_dilation": mesh.mean_dilation, "congestion": routes.congestion, "colours": routes.colours,
                     "remap_seconds": seconds,
                 }
@@ -94,20 +98,24 @@ def study(settings: Settings, console: Console) -> list[dict]:
 
 
 def table(records: list[dict]) -> Table:
-    """Means over the wafers of each bound, and the worst of them."""
-    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in ("hops", "wafers", "dead", "PEs used", "least", "used", "healthy", "mean hops", "shared", "s"):
+    """Means over the wafers of each bound, and the worst of them.
+
+    "at most" is a bound on "used" that holds for every method (`most_logical_pes`); "healthy" counts PEs, whatever mesh they make.
+    """
+    out = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for name in ("hops", "wafers", "dead", "PEs used", "least", "used", "at most", "healthy", "mean hops", "longest", "shared", "s"):
         out.add_column(name, justify="right", no_wrap=True)
     for bound in sorted({r["max_dilation_allowed"] for r in records}):
         some = [r for r in records if r["max_dilation_allowed"] == bound and "pes" in r]
         tried = sum(r["max_dilation_allowed"] == bound for r in records)
         if not some:
-            out.add_row(f"<= {bound}", f"0 of {tried}", *["-"] * 8)
+            out.add_row(f"<= {bound}", f"0 of {tried}", *["-"] * 10)
             continue
         mean = lambda key, some=some: float(np.mean([r[key] for r in some]))
         out.add_row(
             f"<= {bound}", f"{len(some)} of {tried}", f"{mean('dead_pes'):.1f}", f"{mean('pes'):,.0f}", f"{min(r['pes'] for r in some):,}",
-            f"{mean('utilisation'):.2%}", f"{mean('utilisation_bound'):.2%}", f"{mean('mean_dilation'):.4f}",
+            f"{mean('utilisation'):.2%}", f"{mean('utilisation_bound'):.2%}", f"{mean('healthy'):.2%}",
+            f"{mean('mean_dilation'):.4f}", f"{max(r['max_dilation'] for r in some)}",
             f"{max(r['congestion'] for r in some)}", f"{mean('remap_seconds'):.1f}",
         )  # fmt: skip
     return out

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.yield_study import Settings, main, study
+from wsejax.hardware import WSE1
 from wsejax.report import plot_yield
 
 
@@ -16,9 +19,29 @@ def test_it_prints_and_keeps_what_it_found(tmp_path, capsys):
     assert len(records) == 6
     for r in records:
         assert r["pes"] == r["rows"] * r["cols"] and r["max_dilation"] <= r["max_dilation_allowed"]
-        assert 0.85 < r["utilisation"] <= r["utilisation_bound"]
+        assert 0.85 < r["utilisation"] <= r["utilisation_bound"] <= r["healthy"]
     assert (tmp_path / "study" / "yield.png").stat().st_size > 10_000
     assert "3 of 3" in capsys.readouterr().out
+
+
+def test_the_fixed_grid_of_a_real_machine(capsys):
+    """A whole WSE-1: the spares take up its defects, and no other grid is given."""
+    records = study(Settings(spec="wse1", policy="spares", seeds=1), Console())
+    assert (records[0]["rows"], records[0]["cols"]) == (WSE1.usable_rows, WSE1.usable_cols)
+    assert records[0]["utilisation"] == records[0]["utilisation_bound"]
+
+
+def test_the_trade_off_is_drawn_against_the_longest_and_the_mean_hops(tmp_path):
+    rows = [
+        {"utilisation": 0.8 + bound / 100, "healthy": 0.98, "utilisation_bound": 0.97, "mean_dilation": 1.5 - bound / 20,
+         "max_dilation_allowed": bound} for bound in (3, 5, 9)
+    ]  # fmt: skip
+    longest, mean = plot_yield(rows, tmp_path / "yield.png").axes[2:]
+    assert np.ravel(longest.lines[0].get_xdata()).tolist() == [3, 5, 9]
+    np.testing.assert_allclose(np.ravel(mean.lines[0].get_xdata()), [1.35, 1.25, 1.05])
+    for axes in (longest, mean):
+        np.testing.assert_allclose(np.ravel(axes.lines[0].get_ydata()), [83, 85, 89])
+        assert [np.ravel(line.get_ydata()).tolist() for line in axes.lines[1:]] == [[98] * 3, [97] * 3]
 
 
 def test_wafers_without_a_mesh_are_counted(capsys):
@@ -30,4 +53,4 @@ def test_wafers_without_a_mesh_are_counted(capsys):
 
 def test_half_a_size_is_refused():
     with pytest.raises(SystemExit, match="rows=4 and cols=None"):
-        study(Settings(rows=4), console=None)
+        study(Settings(rows=4), Console())

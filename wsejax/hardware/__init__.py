@@ -1,5 +1,6 @@
 """What the machine is: generations, defects, the logical mesh, and the wafer that programs are compiled for."""
 
+from .ceiling import most_logical_pes as most_logical_pes
 from .defects import DefectMap as DefectMap
 from .devices import request_cpu_devices as request_cpu_devices
 from .embedding import Remap as Remap

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
+from .clear import clear_rectangle
 from .defects import DefectMap
 from .lines import choose_lines, nearest
 from .mend import Mender
@@ -37,6 +38,30 @@ class Lines:
     along: Int[np.ndarray, "skips lines cols"]
 
 
+@dataclasses.dataclass
+class Bent:
+    """Logical PEs at `row`, `col`, which links between them are still too long, and how many of these mending was tried on in vain."""
+
+    row: Int[np.ndarray, "R C"]
+    col: Int[np.ndarray, "R C"]
+    east: Bool[np.ndarray, "R C-1"]
+    south: Bool[np.ndarray, "R-1 C"]
+    in_vain: int
+
+    def cropped(self, least: tuple[int, int]) -> Bent | None:
+        """The largest part of it, of at least `least` rows and columns, in which no link is too long."""
+        if not (self.east.any() or self.south.any()):
+            return self
+        east, south = np.zeros(self.row.shape, bool), np.zeros(self.row.shape, bool)
+        east[:, :-1], south[:-1] = self.east, self.south
+        placed = clear_rectangle(DefectMap(np.zeros_like(east), east, south), least, (self.row.shape[0], self.row.shape[1]))
+        if placed is None:
+            return None
+        r, c = placed[0][:, 0], placed[1][0]
+        part = np.ix_(r, c)
+        return Bent(self.row[part], self.col[part], self.east[np.ix_(r, c[:-1])], self.south[np.ix_(r[:-1], c)], self.in_vain)
+
+
 def clear_lines(defects: DefectMap, region: Bool[np.ndarray, "rows cols"], max_hops: int) -> Lines:
     """Take out by seams the dead PEs that no row can skip in `max_hops` hops."""
     rows = region.shape[0]
@@ -60,12 +85,10 @@ def clear_lines(defects: DefectMap, region: Bool[np.ndarray, "rows cols"], max_h
     return Lines(physical_row, usable, along)
 
 
-def bend_within(
-    defects: DefectMap, lines: Lines, rows: int, cols: int, max_hops: int, mend: bool = True
-) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "R C"]] | None:
-    """Place `rows` x `cols` logical PEs with no link of more than `max_hops` hops; None if that does not succeed.
+def bend_within(defects: DefectMap, lines: Lines, rows: int, cols: int, max_hops: int, most_mended: int) -> Bent | None:
+    """Place `rows` x `cols` logical PEs with no or few links of more than `max_hops` hops; None if that does not succeed.
 
-    mend: move single PEs where links are left that are too long. Routes are crowded around them.
+    most_mended: links that are too long are mended if there are no more of them than this. Routes are crowded around them.
     """
     chosen = choose_lines(lines.usable, rows, cols)
     physical_row, usable, along = lines.physical_row[chosen], lines.usable[chosen], lines.along[:, chosen]
@@ -82,11 +105,11 @@ def bend_within(
     east, south = _too_long(place, along, across, max_hops)
     bad = int(east.sum() + south.sum())
     row = np.take_along_axis(physical_row, place, 1)
-    if bad > max(_MOST_MENDED * (east.size + south.size), 8):
-        return None
-    if bad and not (mend and Mender(defects, row, place, max_hops).mend(east, south)):
-        return None
-    return row, place
+    in_vain = 0
+    if 0 < bad <= min(max(_MOST_MENDED * (east.size + south.size), 8), most_mended):
+        east, south = Mender(defects, row, place, max_hops).mend(east, south)
+        in_vain = bad if east.any() or south.any() else 0
+    return Bent(row, place, east, south, in_vain)
 
 
 def _along(defects: DefectMap, physical_row, usable, max_hops: int) -> Int[np.ndarray, "skips lines cols"]:

@@ -190,11 +190,16 @@ class DefectMap:
           links: pairs of neighbouring PEs ((row, col), (row, col)), in any order.
 
         Raises:
-          ValueError: a PE off the wafer, or a link between PEs that are no neighbours.
+          ValueError: what is no PE or no pair of PEs, a PE off the wafer, or a link between PEs that are no neighbours.
         """
+        for link in links:
+            if not isinstance(link, Sequence) or len(link) != 2:
+                raise ValueError(f"link {link!r}: give two neighbouring PEs, ((row, col), (row, col))")
         rows, cols = self.shape
         dead = {name: np.array(getattr(self, name)) for name in _PARTS}
         for pe in (*pes, *(end for link in links for end in link)):
+            if not isinstance(pe, Sequence) or len(pe) != 2 or not all(isinstance(at, int | np.integer) for at in pe):
+                raise ValueError(f"PE {pe!r}: give two integers (row, col)")
             row, col = pe
             if not (0 <= row < rows and 0 <= col < cols):
                 raise ValueError(f"PE {(int(row), int(col))} is off the wafer: rows go from 0 to {rows - 1}, columns from 0 to {cols - 1}")

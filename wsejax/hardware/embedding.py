@@ -16,8 +16,8 @@ class Remap:
     """A logical mesh of R x C PEs on the physical grid. The arrays are read-only.
 
     Attributes:
-      physical_row, physical_col: where logical PE (r, c) lies. All PEs are healthy and reach each other. Unless hops are bounded,
-        rows increase strictly along each logical column, and columns along each logical row.
+      physical_row, physical_col: where logical PE (r, c) lies. All PEs are healthy and reach each other. With the policy
+        "usable" and no bound on hops, rows increase strictly along each logical column, and columns along each logical row.
       east_hops: hops of a shortest healthy route from logical PE (r, c) to (r, c + 1).
       south_hops: the same from (r, c) to (r + 1, c).
     """

@@ -13,8 +13,7 @@ from .routes import live_links
 
 Place = tuple[int, int]
 _TOO_LONG = 1000  # cost of a hop beyond the limit, in hops
-_STEPS_PER_LINK = 40
-_LEAST_STEPS = 400
+_STALLED = 400  # changes tried since there were last as few links that are too long: then some cannot be mended
 _WORSE = 0.3  # share of changes that are made although they cost more: the way out of a local minimum
 
 
@@ -35,15 +34,24 @@ class Mender:
         self._near: dict[Place, dict[Place, int]] = {}
         self._random = random.Random(0)
 
-    def mend(self, east: Bool[np.ndarray, "R C-1"], south: Bool[np.ndarray, "R-1 C"]) -> bool:
-        """Whether all links could be made short enough, given those that are too long."""
+    def mend(
+        self, east: Bool[np.ndarray, "R C-1"], south: Bool[np.ndarray, "R-1 C"]
+    ) -> tuple[Bool[np.ndarray, "R C-1"], Bool[np.ndarray, "R-1 C"]]:
+        """The links that are still too long, given those that were."""
         number = np.arange(self.row.size).reshape(self.row.shape)
         bad = {(int(a), int(a) + 1) for a in number[:, :-1][east]} | {(int(a), int(a) + self.cols) for a in number[:-1][south]}
-        for _ in range(max(_LEAST_STEPS, _STEPS_PER_LINK * len(bad))):
-            bad = {link for link in bad if self._hops(*map(self._place, link)) > self.max_hops}
-            if not bad:
-                return True
-            link = self._random.choice(sorted(bad))
+        queue, least, tried = sorted(bad), len(bad), 0
+        while queue and tried < _STALLED:
+            at = self._random.randrange(len(queue))
+            link = queue[at]
+            if self._hops(*map(self._place, link)) <= self.max_hops:
+                bad.discard(link)
+                queue[at] = queue[-1]
+                queue.pop()
+                if len(queue) < least:
+                    least, tried = len(queue), 0
+                continue
+            tried += 1
             changes = [change for pe in link for change in self._changes(pe)]
             if not changes:
                 continue
@@ -51,8 +59,15 @@ class Mender:
             best = min(range(len(costs)), key=costs.__getitem__)
             if costs[best] < 0 or self._random.random() < _WORSE:
                 self._move(changes[best])
-                bad |= {(min(pe, other), max(pe, other)) for pe in changes[best] for other in self._neighbours(pe)}
-        return False
+                touched = {(min(pe, other), max(pe, other)) for pe in changes[best] for other in self._neighbours(pe)}
+                worse = [link for link in sorted(touched - bad) if self._hops(*map(self._place, link)) > self.max_hops]
+                bad.update(worse)
+                queue += worse
+        east, south = np.zeros_like(east), np.zeros_like(south)
+        for a, b in queue:
+            if self._hops(self._place(a), self._place(b)) > self.max_hops:
+                (east if b == a + 1 and self.cols > 1 else south)[divmod(a, self.cols)] = True
+        return east, south
 
     def _place(self, pe: int) -> Place:
         r, c = divmod(pe, self.cols)

@@ -119,29 +119,41 @@ def plot_wafer(wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
 
 
 def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Figure:
-    """Histograms of the logical mesh's size and mean hops over many wafers, and the share of PEs in use against the hops allowed.
+    """Histograms of the logical mesh's size and mean hops over many wafers, and what the hops allowed buy: PEs in use against the longest
+    and against the mean hops, with the share of healthy PEs and the bound that no method can pass.
 
-    records: rows with `utilisation`, `mean_dilation` and `max_dilation_allowed`; rows without `utilisation` (no mesh was found) are
-    left out. Raises ValueError where none is left.
+    records: rows with `utilisation`, `mean_dilation` and `max_dilation_allowed`, and perhaps `healthy` and `utilisation_bound`; rows
+    without `utilisation` (no mesh was found) are left out. Raises ValueError where none is left.
     """
     found = [r for r in records if "utilisation" in r]
     if not found:
         raise ValueError("records has no wafer with a mesh: there is nothing to draw; allow more hops or fewer defects")
     bounds = sorted({r["max_dilation_allowed"] for r in found})
-    figure = _figure(11, 3.6)
-    size, hops, trade = figure.subplots(1, 3)
+    figure = _figure(10, 7.2)
+    (size, hops), (longest, mean) = figure.subplots(2, 2)
     for bound in bounds:
         some = [r for r in found if r["max_dilation_allowed"] == bound]
         size.hist([100 * r["utilisation"] for r in some], bins=12, alpha=0.6, label=f"at most {bound} hops")
         hops.hist([r["mean_dilation"] for r in some], bins=12, alpha=0.6, label=f"at most {bound} hops")
-    mean = lambda bound: np.mean([100 * r["utilisation"] for r in found if r["max_dilation_allowed"] == bound])
-    trade.plot(bounds, [mean(bound) for bound in bounds], "o-", color="#1f5fa8", label="logical mesh")
-    if all("utilisation_bound" in r for r in found):
-        trade.axhline(100 * np.mean([r["utilisation_bound"] for r in found]), color="#d9822b", linestyle="--", label="all healthy PEs")
+    average = lambda key, bound: float(np.mean([r[key] for r in found if r["max_dilation_allowed"] == bound]))
+    used = [100 * average("utilisation", bound) for bound in bounds]
+    means = [average("mean_dilation", bound) for bound in bounds]
+    for axes, at in ((longest, bounds), (mean, means)):
+        axes.plot(at, used, "o-" if axes is longest else "o", color="#1f5fa8", label="logical mesh")
+        for key, label, colour, style in (
+            ("healthy", "healthy PEs", "#d9822b", "--"),
+            ("utilisation_bound", "bound for any method", "#7a4b8f", ":"),
+        ):
+            if all(key in r for r in found):
+                line = sorted(zip(at, [100 * average(key, bound) for bound in bounds], strict=True))
+                axes.plot(*zip(*line, strict=True), style, color=colour, label=label)
+    for bound, x, y in zip(bounds, means, used, strict=True):
+        mean.annotate(f"{bound} hops", (x, y), xytext=(5, -3), textcoords="offset points", fontsize="small")
     size.set(xlabel="PEs in the logical mesh (% of physical)", ylabel="wafers")
-    hops.set(xlabel="mean hops of a logical link")
-    trade.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)
-    for axes in (size, hops, trade):
+    hops.set(xlabel="mean hops of a logical link", ylabel="wafers")
+    longest.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)
+    mean.set(xlabel="mean hops of a logical link", ylabel="PEs in use (% of physical)")
+    for axes in (size, hops, longest, mean):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return _save(figure, path)
