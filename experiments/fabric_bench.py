@@ -58,7 +58,7 @@ def jnp_stencil(v):
     return 0.6 * v + 0.1 * (p[2:, 1:-1] + p[:-2, 1:-1] + p[1:-1, 2:] + p[1:-1, :-2])
 
 
-STEPS = 16
+STEPS = 64
 WEIGHTS = {offset: 0.1 if any(offset) else 0.6 for offset in stencil.star(1)}
 
 
