@@ -108,7 +108,7 @@ def test_what_dies_under_a_route_poisons_what_takes_it(what):
     broken.ways = {
         "east": machine._way(worse, 1, place[:, :, :-1].reshape(2, -1), healthy.routes.east.reshape(-1, 1), place[:, :, :1]),
     }
-    broken.name = machine.name + "_broken"
+    broken.name = f"{machine.name}_{what}"  # what JAX has traced is known by the name
     x = entries(healthy)
     (got,) = broken.run(lambda v: (fabric.shift(v, "east"),), healthy.mesh, (GRID,), (GRID,))(x)
     want = shifted(x, "east")
