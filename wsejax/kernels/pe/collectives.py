@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from wsejax import fabric
 from wsejax.fabric.line import ALONG
@@ -19,12 +19,15 @@ from wsejax.kernels.pe.trees import Tree, chain
 Op = Callable[[Array, Array], Array]
 
 
-def reduce(x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op: Op = jnp.add) -> Shaped[Array, "R C ..."]:
+def reduce(
+    x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op: Op = jnp.add, lines: Bool[Array, "R|1 C|1 ..."] | None = None
+) -> Shaped[Array, "R C ..."]:
     """The entries of every line along `axis`, combined at its first PE; what the others are left with is partial.
 
     Args:
       tree: its shape (`trees`), a chain if None.
       op: (sum so far, what arrives) -> sum; any associative one.
+      lines: which lines do this, the same for all PEs of a line; the others keep their entries. None: all.
 
     Raises:
       ValueError: a tree of another size than the line.
@@ -37,7 +40,7 @@ def reduce(x: Shaped[Array, "R C ..."], axis: str, tree: Tree | None = None, op:
 
     def step(state, now):
         total, moving = state
-        starts, sends, adds = (now[i][here] for i in range(3))
+        starts, sends, adds = (now[i][here] if lines is None else now[i][here] & lines for i in range(3))
         moving = fabric.shift(jnp.where(starts, total, moving), ALONG[axis][1], sends=sends)
         return (jnp.where(adds, op(total, moving), total), moving), None
 
@@ -59,19 +62,12 @@ def reduce_2d(
     x: Shaped[Array, "R C ..."], trees: tuple[Tree | None, Tree | None] = (None, None), op: Op = jnp.add
 ) -> Shaped[Array, "R C ..."]:
     """All entries combined at PE (0, 0): along the rows, then down the first column. `trees` are those of a column and of a row."""
-    here = fabric.index(x, "x") == 0
-    rows = reduce(x, "x", trees[1], op)
-    # the other columns have nothing to add, and send nothing
-    return jnp.where(here, _reduce_first(rows, trees[0], op), rows)
+    return reduce(reduce(x, "x", trees[1], op), "y", trees[0], op, lines=fabric.index(x, "x") == 0)
 
 
 def broadcast_2d(x: Shaped[Array, "R C ..."]) -> Shaped[Array, "R C ..."]:
     """The entry of PE (0, 0), everywhere: down the first column, then along the rows."""
-    n = fabric.extent(x, "y")
-    first = fabric.index(x, "x") == 0
-    y = fabric.index(x, "y")
-    down = lambda k, v: jnp.where((y == k + 1) & first, fabric.shift(v, "south", sends=(y == k) & first), v)
-    return broadcast(fabric.repeat(n - 1, down, x), "x")
+    return broadcast(fabric.spread_along(x, "y", 0, sends=fabric.index(x, "x") == 0), "x")
 
 
 def all_reduce_2d(
@@ -79,22 +75,6 @@ def all_reduce_2d(
 ) -> Shaped[Array, "R C ..."]:
     """All entries combined, on every PE."""
     return broadcast_2d(reduce_2d(x, trees, op))
-
-
-def _reduce_first(x, tree: Tree | None, op: Op):
-    """`reduce` along "y" in the first column."""
-    n = fabric.extent(x, "y")
-    tree = chain(n) if tree is None else tree
-    here, first = jnp.clip(fabric.index(x, "y"), 0, n - 1), fabric.index(x, "x") == 0
-
-    def step(state, now):
-        total, moving = state
-        starts, sends, adds = (now[i][here] & first for i in range(3))
-        moving = fabric.shift(jnp.where(starts, total, moving), "north", sends=sends)
-        return (jnp.where(adds, op(total, moving), total), moving), None
-
-    (total, _), _ = lax.scan(step, (x, x), jnp.asarray(tree.steps), unroll=fabric.unrolling(len(tree.steps), x))
-    return total
 
 
 def ring_all_reduce(x: Shaped[Array, "R C b"], axis: str) -> Shaped[Array, "R C b"]:
