@@ -50,6 +50,13 @@ def test_a_large_wafer_is_a_picture_of_its_pes(tmp_path):
     np.testing.assert_array_equal(~np.ma.getmaskarray(image), busy > 0)
 
 
+def test_a_program_that_sends_nothing_has_an_empty_picture(tmp_path):
+    wafer = counted(12, 14, (8, 10)).wafer
+    silent = wse.traffic(wse.wafer_map(lambda v: v + 1, wafer, (GRID,), GRID), np.ones((8, 10), np.float32))
+    figure = wse.plot_traffic(silent, wafer, tmp_path / "traffic.png")
+    assert "0 wavelet hops" in figure.axes[0].get_title()
+
+
 def test_traffic_of_other_tiles_is_refused(tmp_path):
     traffic = counted(12, 14, (8, 10))
     with pytest.raises(ValueError, match=r"tiles=\(4, 4\).*same tiles"):

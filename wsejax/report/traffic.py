@@ -31,8 +31,9 @@ def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -
     between_cols = east[:, :-1] + west[:, 1:]
     between_rows = south[:-1] + north[1:]
     rows, cols = wafer.defects.shape
-    most = max(int(between_cols.max(initial=0)), int(between_rows.max(initial=0)), 2)
-    norm = LogNorm(1, most)
+    busy = np.concatenate([between_cols[between_cols > 0], between_rows[between_rows > 0]])
+    most, least = (int(busy.max()), int(busy.min())) if busy.size else (1, 1)
+    norm = LogNorm(least if least < most else most / 10, most)
     figure = _figure(*_size(rows, cols))
     axes = figure.add_subplot()
     if max(rows, cols) <= _DETAIL_SIDE_PES:
@@ -58,7 +59,7 @@ def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -
     axes.set(
         xlabel="physical column",
         ylabel="physical row",
-        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours, busiest link {most:,}",
+        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours, busiest link {most if busy.size else 0:,}",
     )
     figure.colorbar(heat, ax=axes, label="wavelets over a link, both directions", shrink=0.8)
     return _save(figure, path)
