@@ -78,6 +78,36 @@ def test_what_cannot_be_counted_is_refused():
     traffic = wse.traffic(wse.wafer_map(lambda v: fabric.shift(v, "east"), coarse, (GRID,), GRID), np.ones((4, 4), np.float32))
     with pytest.raises(ValueError, match=r"execution='physical'"):
         traffic.on_links()
-    with pytest.raises(ValueError, match=r"vmap"):
-        batched = jax.vmap(lambda v: fabric.shift(v, "east"))
-        wse.traffic(wse.wafer_map(lambda v: batched(v[None]), coarse, (GRID,), P(None, "y", "x")), np.ones((4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"sends is int32"):
+        wse.traffic(wse.wafer_map(lambda v: fabric.shift(v, "east", sends=fabric.index(v, "x")), coarse, (GRID,), GRID), np.ones((4, 4)))
+
+
+@pytest.mark.parametrize("devices", [(1, 1), (1, 2), (2, 2)], ids=str)
+def test_shifts_that_jax_has_made_into_others_are_refused(devices):
+    """A derivative goes the other way under the same name, and a batch may look like rows."""
+    wafer = wse.Wafer(wse.WSE3.scaled(8, 8), tiles=(4, 4), devices=devices)
+    east = lambda u: fabric.shift(u, "east")
+    for f in (
+        lambda v: jax.vjp(east, v)[1](v)[0],
+        lambda v: jax.jvp(east, (v,), (v,))[1],
+        lambda v: jax.vmap(east)(jnp.broadcast_to(v[None], (v.shape[0], *v.shape)))[0],
+        lambda v: jax.grad(lambda u: fabric.shift(u, "south", sends=fabric.index(u, "x") == 0).sum())(v),
+    ):
+        with pytest.raises(ValueError, match=r"vmap or a derivative"):
+            wse.traffic(wse.wafer_map(f, wafer, (GRID,), GRID), np.ones((4, 4, 2), np.float32))
+    program = wse.wafer_map(east, wafer, (GRID,), GRID)
+    for other in (jax.vmap(program), jax.grad(lambda v: program(v).sum()), jax.jit(program)):
+        with pytest.raises(TypeError, match=r"as wse.wafer_map made it"):
+            wse.traffic(other, np.ones((4, 4, 2), np.float32))
+    with pytest.raises(ValueError, match=r"fabric.size is about devices.*counts what PEs send"):
+        wse.traffic(wse.wafer_map(lambda v: fabric.gather(v, "x", 1), wafer, (GRID,), P("y", None)), np.ones((4, 4, 2), np.float32))
+
+
+def test_collectives_of_the_fabric_are_counted():
+    wafer = wse.Wafer(wse.WSE3.scaled(8, 8), tiles=(4, 4), devices=(1, 2))
+    for f, hops in (
+        (lambda v: fabric.all_reduce(v, "x"), 2 * 3 * 4),
+        (lambda v: fabric.broadcast(v, "y", 2), 3 * 4),
+        (lambda v: fabric.all_gather(v, "x")[:, :, 0], 2 * 3 * 3 * 4),
+    ):
+        assert wse.traffic(wse.wafer_map(f, wafer, (GRID,), GRID), np.ones((4, 4), np.float32)).wavelet_hops == hops

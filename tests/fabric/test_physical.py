@@ -70,6 +70,22 @@ def test_shifts_are_those_of_the_logical_mesh(drawn, devices, dtype):
         np.testing.assert_array_equal(got, shifted(x, way))
 
 
+def test_an_index_moves_like_any_other_array(device_grid):
+    """It has an entry a PE in both executions and on every device mesh."""
+    wafer = damaged().replace(tiles=(4, 8))
+    f = lambda v: fabric.shift(fabric.index(v, "x"), "south") + fabric.all_reduce(fabric.index(v, "y"), "x") + v.astype(np.int32)
+    x = entries(wafer)
+    want = shifted(np.broadcast_to(np.arange(8)[None, :, None], (4, 8, 1)), "south") + 8 * np.arange(4)[:, None, None] + x.astype(np.int32)
+    for machine in (wafer.replace(devices=device_grid), wafer.replace(devices=device_grid, execution="logical")):
+        np.testing.assert_array_equal(wse.wafer_map(f, machine, (GRID,), GRID)(x), want)
+
+
+def test_arrays_without_elements_move(device_grid):
+    wafer = damaged().replace(tiles=(4, 8), devices=device_grid)
+    out = wse.wafer_map(lambda v: fabric.shift(v, "east"), wafer, (GRID,), GRID)(np.zeros((4, 8, 0, 3), np.float32))
+    assert out.shape == (4, 8, 0, 3)
+
+
 @functools.cache
 def damaged() -> wse.Wafer:
     spec = wse.WSE3.scaled(9, 11)
@@ -186,6 +202,8 @@ def test_bad_calls_say_what_to_do_instead():
         wse.wafer_map(lambda v: v + fabric.coordinate("x"), wafer, (GRID,), GRID)(x)
     with pytest.raises(ValueError, match=r"two neighbouring dimensions"):
         wse.wafer_map(lambda v: v, wafer, (P("y", None, "x"),), P("y", None, "x"))(np.zeros((wafer.tiles[0], 2, wafer.tiles[1])))
+    with pytest.raises(ValueError, match=r"shape \(16, 18, 2\).*one entry a PE"):
+        wse.wafer_map(lambda v: v, wafer, (GRID,), GRID)(np.zeros((2 * wafer.tiles[0], 2 * wafer.tiles[1], 2), np.float32))
     with pytest.raises(ValueError, match=r"has no gradient"):
         jax.grad(lambda s: wse.wafer_map(lambda v, s: v * s, wafer, (GRID, P()), GRID)(x, s).sum())(np.float32(2))
     with pytest.raises(ValueError, match=r"execution='logical'"):

@@ -106,7 +106,7 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         run.defvjp(lambda *leaves: (run(*leaves), leaves), run_back)
         return jax.tree.unflatten(out_tree, run(*leaves))
 
-    mapped.mapped = f, wafer, in_specs  # pyright: ignore[reportAttributeAccessIssue]  # for who counts its traffic
+    mapped.mapped = mapped, f, wafer, in_specs  # pyright: ignore[reportAttributeAccessIssue]  # for who counts its traffic
     return mapped
 
 

@@ -88,10 +88,11 @@ def traffic(program: Callable, *args: Any) -> Traffic:
 
     Raises:
       TypeError: `program` is not from `wafer_map`.
+      ValueError: it uses what is about devices (`fabric.hop`, `fabric.gather`), or shifts inside `jax.vmap` or a derivative.
     """
-    mapped = getattr(program, "mapped", None)
-    if mapped is None:
-        raise TypeError(f"program={program!r}: give a program of wse.wafer_map, whose shifts can be counted")
+    itself, *mapped = getattr(program, "mapped", (None,))
+    if itself is not program:  # jax.grad and the like copy what a function has been given
+        raise TypeError(f"program={program!r}: give a program as wse.wafer_map made it, whose shifts can be counted")
     f, wafer, in_specs = mapped
     rows, cols = wafer.tiles
     split = rows % wafer.devices[0] == 0 and cols % wafer.devices[1] == 0
@@ -101,7 +102,11 @@ def traffic(program: Callable, *args: Any) -> Traffic:
     def counted(*blocks):
         leaves, tree = jax.tree.flatten(blocks)
         flat = lambda *leaves: jax.tree.leaves(f(*jax.tree.unflatten(tree, leaves)))
-        graph = ir.read(jax.make_jaxpr(flat)(*leaves), keep=_NAMES)
+        token = fabric.COUNTING.set(True)
+        try:
+            graph = ir.read(jax.make_jaxpr(flat)(*leaves), keep=_NAMES)
+        finally:
+            fabric.COUNTING.reset(token)
         here = jnp.zeros((4, rows // devices[0], cols // devices[1]), jnp.uint32)
         _, (wavelets, shifts) = _run(graph, leaves, (here, jnp.zeros((), jnp.uint32)))
         return wavelets, shifts
@@ -121,6 +126,7 @@ def _run(graph: ir.Graph, args: list[Array], counts: Counts) -> tuple[list[Array
     for op in graph.ops:
         xs = [get(v) for v in op.ins]
         if op.name in _NAMES:
+            _check_shift(op)
             counts = _add(counts, _NAMES.index(op.name), *xs)
             outs = op.bind(*xs)
         elif op.name == "optimization_barrier":
@@ -138,10 +144,29 @@ def _run(graph: ir.Graph, args: list[Array], counts: Counts) -> tuple[list[Array
     return [get(v) for v in graph.outs], counts
 
 
+def _check_shift(op: ir.Op) -> None:
+    """A shift that JAX has differentiated or batched keeps its name, and is another function."""
+    steps = lambda jaxpr: [
+        (eqn.primitive.name, eqn.params.get("dimension"), [v.aval.shape for v in eqn.outvars])
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name != "reshard"
+    ]
+    shift = fabric.SHIFTS[ORDER[_NAMES.index(op.name)]]
+    genuine = len(op.ins) == 1 or (len(op.ins) == 2 and op.ins[1].dtype == bool and op.ins[1].ndim == 2)
+    if genuine:
+        (made,) = jax.make_jaxpr(shift)(*(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.ins)).eqns
+        genuine = steps(made.params["jaxpr"]) == steps(op.params["jaxpr"])
+    if not genuine:
+        raise ValueError(
+            f"{op.name} at {op.source or 'an unknown line'} comes from jax.vmap or a derivative inside the program, whose traffic cannot "
+            "be counted; take jax.vmap out of the program, and write out what the derivative sends"
+        )
+
+
 def _add(counts: Counts, way: int, x: Array, sends: Array | None = None) -> Counts:
     wavelets, shifts = counts
     if x.shape[:2] != wavelets.shape[1:]:
-        raise ValueError(f"a shift moves {x.shape}, and the tiles here are {wavelets.shape[1:]}: take jax.vmap out of the program")
+        raise ValueError(f"a shift moves {x.shape}, and the tiles here are {wavelets.shape[1:]}: give arguments with one entry a tile")
     axis, step = fabric.DIRECTIONS[ORDER[way]]
     grid = wavelets[0]
     there = fabric.index(grid, axis) + step

@@ -17,9 +17,8 @@ from jaxtyping import Array, Int, Shaped
 
 from wsejax.fabric.line import ALONG, repeat, run_along, spread_along
 from wsejax.fabric.mesh import AXES
-from wsejax.fabric.physical import machine
 from wsejax.fabric.ring import ring_hop, ring_order
-from wsejax.fabric.shift import coordinate, extent, hop, index, shift, size
+from wsejax.fabric.shift import coordinate, extent, index, shift, size
 
 
 def _by_place(index: Int[Array, ""], cases: Sequence[Callable], *operands: Shaped[Array, "..."]) -> Any:
@@ -96,58 +95,36 @@ def in_order(x: Shaped[Array, "..."], dim: int, op: Callable = jnp.add) -> Shape
     return functools.reduce(op, [lax.index_in_dim(x, i, dim, keepdims=False) for i in range(x.shape[dim])])
 
 
-def _line(x: Shaped[Array, "rows cols ..."], axis: str) -> tuple[int, int]:
+def _line(x: Shaped[Array, "rows cols ..."], axis: str) -> int:
+    """Tiles of a line along `axis`."""
     if axis not in AXES:
         raise ValueError(f"axis={axis!r}: must be 'y' (along the columns of tiles) or 'x' (along the rows of tiles)")
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}: a grid block has leading axes (rows, cols), one entry a tile")
-    dim = AXES.index(axis)
-    return dim, x.shape[dim]
+    return extent(x, axis)
 
 
 def all_reduce(x: Shaped[Array, "rows cols ..."], axis: str, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
     """Every tile gets the tiles of its line along `axis` combined by `op` in tile order."""
-    dim, _ = _line(x, axis)
-    if machine() is not None:
-        return spread_along(run_along(x, axis, op), axis, extent(x, axis) - 1)
-    total = in_order(gather(x, axis, dim), dim, op)
-    return jnp.broadcast_to(jnp.expand_dims(total, dim), x.shape)
+    n = _line(x, axis)
+    return spread_along(run_along(x, axis, op), axis, n - 1)
 
 
 def reduce(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0, op: Callable = jnp.add) -> Shaped[Array, "rows cols ..."]:
     """As `all_reduce`, but only the tile at position `root` of each line keeps the result; the others hold zeros."""
-    _line(x, axis)
-    _check_root(root, extent(x, axis))
+    _check_root(root, _line(x, axis))
     return jnp.where(index(x, axis) == root, all_reduce(x, axis, op), jnp.zeros((), x.dtype))
 
 
 def broadcast(x: Shaped[Array, "rows cols ..."], axis: str, root: int = 0) -> Shaped[Array, "rows cols ..."]:
     """Every tile gets the entry of the tile at position `root` of its line along `axis`."""
-    dim, local = _line(x, axis)
-    _check_root(root, extent(x, axis))
-    if machine() is not None:
-        return spread_along(x, axis, root)
-    n = size(axis)
-    owner, here = root // local, coordinate(axis)
-    value = lax.index_in_dim(x, root % local, dim, keepdims=True)
-    for step, reach in ((1, n - 1 - owner), (-1, owner)):  # outwards from the owner, one device a hop
-        for away in range(1, reach + 1):
-            value = jnp.where(here == owner + step * away, hop(value, axis, step), value)
-    return jnp.broadcast_to(value, x.shape)
+    _check_root(root, _line(x, axis))
+    return spread_along(x, axis, root)
 
 
 def all_gather(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols n ..."]:
-    """Every tile gets the entries of its whole line along `axis`, in a new third axis in tile order."""
-    dim, local = _line(x, axis)
-    if machine() is not None:
-        return _gather_along(x, axis)
-    line = jnp.moveaxis(gather(x, axis, dim), dim, 1)  # (other, n, ...)
-    return jnp.repeat(jnp.expand_dims(line, dim), local, axis=dim)
-
-
-def _gather_along(x: Shaped[Array, "rows cols ..."], axis: str) -> Shaped[Array, "rows cols n ..."]:
-    """`all_gather` by shifts: every entry travels both ways to the end of its line."""
-    n = extent(x, axis)
+    """Every tile gets the entries of its whole line along `axis`, in a new third axis in tile order: each travels both ways to the end."""
+    n = _line(x, axis)
     entries = jnp.expand_dims(x, 2)
     here, slot = index(entries, axis), jnp.arange(n).reshape(1, 1, n, *(1,) * (x.ndim - 2))
     out = jnp.where(slot == here, entries, jnp.zeros((), x.dtype))

@@ -18,7 +18,7 @@ UNROLL, LARGE_BYTES = 4, 1 << 22  # XLA:CPU copies what a loop carries once an i
 
 def repeat(times: int, step: Callable[[Any, Any], Any], start: Any) -> Any:
     """`step(i, x)` for i = 0 .. times - 1."""
-    return lax.fori_loop(0, times, step, start, unroll=unrolling(times, start))
+    return lax.fori_loop(0, times, step, start, unroll=unrolling(times, start)) if times else start
 
 
 def unrolling(times: int, carried: Any) -> int:
@@ -54,10 +54,13 @@ def spread_along(
     Args:
       root: a place, or an array of places that broadcasts against the tiles and is the same for all tiles of a line.
       sends: which lines do this, the same for all tiles of a line; the others keep their entries. None: all.
+
+    Raises:
+      ValueError: a root outside the line.
     """
     n, here = extent(x, axis), index(x, axis)
-    known = isinstance(root, int)
-    ways = []
+    if isinstance(root, int) and not 0 <= root < n:
+        raise ValueError(f"root={root}: the line has tiles 0 to {n - 1}")
     for sign, direction in zip((1, -1), ALONG[axis], strict=True):
 
         def step(k, value, sign=sign, direction=direction):
@@ -67,8 +70,8 @@ def spread_along(
                 passes, takes = passes & sends, takes & sends
             return jnp.where(takes, shift(value, direction, sends=passes), value)
 
-        ways.append((max(n - 1 - root, 0) if sign == 1 else root) if known else n - 1)
-        x = repeat(ways[-1], step, x)
+        steps = (n - 1 - root if sign == 1 else root) if isinstance(root, int) else n - 1
+        x = repeat(steps, step, x)
     return x
 
 

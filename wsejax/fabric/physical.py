@@ -178,7 +178,7 @@ class Physical:
         out = jnp.where(kind == _STRAIGHT, neighbour(x, direction), jnp.where(kind == _BORDER, jnp.zeros((), x.dtype), bad))
         if not way.first.shape[-1]:
             return out
-        rows = x.reshape(-1, *x.shape[2:])
+        rows = x.reshape(self.block[0] * self.block[1], *x.shape[2:])
         messages = rows[self.of_device(way.first)]
         for stage in way.stages:
             messages = self._hop(messages, stage, bad)
@@ -203,6 +203,8 @@ class Physical:
         def load(x, spec):
             if (dim := _grid_dim(spec)) is None:
                 return x
+            if x.shape[dim : dim + 2] != self.extent:
+                raise ValueError(f"an argument of shape {x.shape} with {spec}: a physical wafer has one entry a PE, {self.extent} of them")
             whole = jnp.full((*x.shape[:dim], *self.shape, *x.shape[dim + 2 :]), poison(x.dtype), x.dtype)
             return whole.at[(slice(None),) * dim + tuple(self.place)].set(x, unique_indices=True)
 
@@ -242,6 +244,8 @@ def machine() -> Physical | None:
 
 def poison(dtype) -> Shaped[np.ndarray, ""]:
     """What a dead PE holds: NaN; the lowest integer, or the highest of those without a sign; True.
+
+    Data that hold this very value hide a wrong route: of the types without a NaN, use one that is wide enough not to.
 
     Raises:
       TypeError: a dtype that has no such value (random keys: use their words).

@@ -48,7 +48,7 @@ def ring_shift(
     """
     n = extent(x, axis)
     if n == 1:
-        return x
+        return x if sends is None else jnp.where(sends, x, jnp.zeros((), x.dtype))
     forward, back = ("south", "north") if axis == "y" else ("east", "west")
     to = np.array(_successor(n)) - np.arange(n)  # hops to where each tile sends
     source = np.zeros(n, np.int32)

@@ -10,6 +10,8 @@ The mesh has borders: what leaves it is lost, and zeros come in.
 
 from __future__ import annotations
 
+import contextvars
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,13 +20,16 @@ from jaxtyping import Array, Bool, Int, Shaped
 from wsejax.fabric.mesh import AXES, DIRECTIONS, neighbour, raw_hop
 from wsejax.fabric.physical import machine
 
+COUNTING: contextvars.ContextVar[bool] = contextvars.ContextVar("counting", default=False)  # while a program is traced for its traffic
+
 
 def only_logical(what: str) -> None:
-    """Raises ValueError where the program runs physically."""
-    if machine() is not None:
+    """Raises ValueError where the program runs physically, or is run for its traffic."""
+    if machine() is not None or COUNTING.get():
+        why = "wse.traffic counts what PEs send" if COUNTING.get() else "on a wafer with execution='physical' a program is about PEs"
         raise ValueError(
-            f"fabric.{what} is about devices and their blocks, and on a wafer with execution='physical' a program is about PEs: use "
-            "fabric.shift and what is made of it, fabric.index and fabric.extent"
+            f"fabric.{what} is about devices and their blocks, and {why}: use fabric.shift and what is made of it, fabric.index and "
+            "fabric.extent"
         )
 
 
@@ -46,16 +51,18 @@ def extent(x: Shaped[Array, "rows cols ..."], axis: str) -> int:
     return x.shape[dim] * lax.axis_size(axis) if here is None else here.extent[dim]
 
 
-def index(x: Shaped[Array, "rows cols ..."], axis: str) -> Int[Array, "rows|1 cols|1 ..."]:
-    """Each tile's place along a mesh axis, 0 at the north or west border, with as many dimensions as the grid block `x`.
+def index(x: Shaped[Array, "rows cols ..."], axis: str) -> Int[Array, "rows cols ..."]:
+    """Each tile's place along a mesh axis, 0 at the north or west border: a grid block with as many dimensions as `x`, of size 1 behind the
+    grid.
 
     In physical execution PEs outside the mesh have the place -1.
     """
     here, dim = machine(), AXES.index(axis)
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
     if here is not None:
-        return here.here(here.index[dim]).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+        return here.here(here.index[dim]).reshape(shape)
     places = lax.axis_index(axis) * x.shape[dim] + jnp.arange(x.shape[dim], dtype=jnp.int32)
-    return places.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    return lax.broadcast_in_dim(places, shape, (dim,))
 
 
 def hop(x: Shaped[Array, "..."], axis: str, step: int) -> Shaped[Array, "..."]:
@@ -77,7 +84,7 @@ def shift(
       sends: which tiles send; the neighbours of the others receive zeros. None: all.
 
     Raises:
-      ValueError: an unknown direction, an array without the two leading grid axes, or `sends` that does not fit them.
+      ValueError: an unknown direction, an array without the two leading grid axes, or `sends` that is not boolean or does not fit them.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r}: must be one of {', '.join(DIRECTIONS)}")
@@ -85,6 +92,9 @@ def shift(
         raise ValueError(f"x has shape {x.shape}: a grid block has leading axes (rows, cols), one entry a tile")
     if sends is None:
         return SHIFTS[direction](x)
+    sends = jnp.asarray(sends)
+    if sends.dtype != jnp.bool_:
+        raise ValueError(f"sends is {sends.dtype}: give a flag a tile, for example fabric.index(x, 'x') == 0")
     if any(m not in (1, n) for m, n in zip(sends.shape, (*x.shape[:2], *(1,) * sends.ndim), strict=False)) or sends.ndim < 2:
         raise ValueError(f"sends has shape {sends.shape} for x of shape {x.shape}: give a flag a tile, (rows, cols, 1, ...)")
     return SHIFTS[direction](x, sends.reshape(sends.shape[:2]))

@@ -320,7 +320,7 @@ def sparse_times_dense(grid: Grid) -> Case:
     stream, x = sparse.stream_of(S, grid), to_tiles(B, grid)
     hops = sparse.spmm_element_hops(grid, int((S != 0).sum()), 9, x.shape[3], trees.k_tree(grid[0]))
     check = lambda y: close(np.concatenate(list(np.asarray(y)[0]), axis=-1)[:, :5], S @ B)
-    return Case(lambda i, v, x: sparse.spmm(i, v, x, 9), (stream.index, stream.value, x), check, hops)
+    return Case(sparse.spmm, (stream, x), check, hops)
 
 
 @program
@@ -329,4 +329,4 @@ def sparse_times_vector(grid: Grid) -> Case:
     x = np.zeros((*grid, stream.width), np.float32)
     x[:] = np.pad(B[:, 0], (0, grid[0] * stream.width - 10)).reshape(grid[0], 1, -1)
     hops = sparse.spmm_element_hops(grid, int((S != 0).sum()), 9, 1, trees.k_tree(grid[0]))
-    return Case(lambda i, v, x: sparse.spmv(i, v, x, 9), (stream.index, stream.value, x), lambda y: close(y[0, 0], S @ B[:, 0]), hops)
+    return Case(sparse.spmv, (stream, x), lambda y: close(y[0, 0], S @ B[:, 0]), hops)

@@ -54,7 +54,7 @@ def test_a_program_does_what_its_oracle_does_and_the_device_mesh_changes_no_bit(
         assert_same_bits(run(case, logical((4, 6), devices)), out)
 
 
-@pytest.mark.parametrize("grid", [(3, 2), (1, 5)], ids=lambda g: f"{g[0]}x{g[1]}")
+@pytest.mark.parametrize("grid", [(3, 2), (1, 5), (1, 1)], ids=lambda g: f"{g[0]}x{g[1]}")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_sends_what_its_law_says_on_any_grid(name, grid):
     case = PROGRAMS[name](grid)
@@ -194,7 +194,11 @@ def test_bad_operands_are_refused_with_the_way_to_make_them():
         (lambda x: pe.fft.fft1(x, "x", 11), (zeros(2, 4).astype(np.complex64),), r"n=11.*factors"),
         (lambda x: pe.stencil.stencil(x, {}), (zeros(2, 2),), r"at least one offset"),
         (lambda x: pe.stencil.stencil(x, {(0, 0, 1): 1.0}), (zeros(2, 2),), r"columns of cells"),
-        (lambda i, v, x: pe.sparse.spmm(i, v, x, 2), (zeros(4).astype(int), zeros(5), zeros(2, 2)), r"stream_of"),
+        (pe.sparse.spmm, (pe.sparse.stream_of(np.eye(4), (2, 3)), zeros(3, 2)), r"x has 3 rows in a PE, and the stream 2"),
+        (lambda x: pe.stencil.stencil(x, {(0, 0): 0.5}), (zeros(2, 2).astype(np.int32),), r"weights.*float32.*int32"),
+        (lambda x: pe.stencil.stencil(x, {(0, 1): 1.0}), (zeros(2, 0),), r"no cells"),
+        (lambda x: pe.stencil.life(x, (4, 6)), (zeros(2, 2).astype(bool),), r"cells are bool"),
+        (lambda x: pe.collectives.broadcast(x, "x", 3), (zeros(1),), r"root=3.*0 to 2"),
     ):
         with pytest.raises(ValueError, match=words):
             wse.wafer_map(f, wafer, (GRID_SPEC,) * len(args), GRID_SPEC)(*args)

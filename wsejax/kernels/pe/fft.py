@@ -1,7 +1,7 @@
 """Discrete Fourier transforms over lines of PEs, as whole lines in one PE after an exchange (wsFFT, Orenes-Vera et al., ICS 2023).
 
-Law: `numpy.fft.fft` to rounding, any length. A dimension that is split over a line of n PEs is transformed by an all-to-all in that line,
-which gives each PE 1/n of the lines whole; a local transform; and the all-to-all back. Traffic: an all-to-all is n - 1 steps of the ring.
+Law: `numpy.fft.fft` to rounding of complex64, any length. A dimension that is split over a line of n PEs is transformed by an all-to-all
+in that line, which gives each PE 1/n of the lines whole; a local transform; and the all-to-all back. Traffic: an all-to-all is n - 1 steps of the ring.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from wsejax.kernels.pe.collectives import ring_hops
 def local_fft(x: Complex[Array, "... n"], inverse: bool = False) -> Complex[Array, "... n"]:
     """Mixed-radix transform of the last dimension, prime factors by their matrix; the inverse is scaled. Every PE does the same."""
     n = x.shape[-1]
+    if not n:
+        raise ValueError(f"x has shape {x.shape}: there is no transform of no elements")
+    x = x.astype(jnp.complex64)
     out = _cooley_tukey(x, 1 if inverse else -1)
     return out / n if inverse else out
 

@@ -24,6 +24,7 @@ Cells = Shaped[Array, "R C h w z"]
 
 def apply(coefficients: Shaped[Array, "R C h w 7 z"], u: Cells) -> Cells:
     """A u, where A has a row of seven coefficients a cell: itself, north, south, west, east, below, above (`OFFSETS`)."""
+    coefficients = coefficients.astype(u.dtype)
     return stencil(u, {offset: coefficients[..., n, :] for n, offset in enumerate(OFFSETS)})
 
 
@@ -35,7 +36,7 @@ def dots(*pairs: tuple[Cells, Cells]) -> list[Shaped[Array, "R C 1 1 1"]]:
 
 
 def _ratio(a, b):
-    """a / b, and 0 where there is nothing left to divide: a solver that has arrived stays."""
+    """a / b, and 0 where there is nothing left to divide: a solver that has arrived stays. So does one whose squares underflow."""
     return jnp.where(b == 0, jnp.zeros((), a.dtype), a / jnp.where(b == 0, jnp.ones((), b.dtype), b))
 
 
@@ -57,7 +58,10 @@ def cg(coefficients: Shaped[Array, "R C h w 7 z"], b: Cells, iterations: int) ->
 
 
 def bicgstab(coefficients: Shaped[Array, "R C h w 7 z"], b: Cells, iterations: int) -> tuple[Cells, Shaped[Array, "R C 1 1 1"]]:
-    """Solve A u = b from zero, for any A. Returns u and the squared norm of the recurrence's residual."""
+    """Solve A u = b from zero, where A need not be symmetric. Returns u and the squared norm of the recurrence's residual.
+
+    Like any BiCGSTAB it may break down (for a skew-symmetric A it does at once): look at the residual.
+    """
 
     def step(_, state):
         u, r, p, rho, _ = state

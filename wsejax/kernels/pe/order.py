@@ -1,6 +1,7 @@
 """Sorting, prefix sums, histograms and the transpose of arrays in tiles.
 
-Laws: `numpy.sort`, `cumsum`, `bincount` and `.T`. The first two take an array PE after PE, row by row (`to_row_of_tiles`).
+Laws: `numpy.sort`, `cumsum` in the array's own dtype, `bincount` and `.T`. The first two take an array PE after PE, row by row
+(`to_row_of_tiles`).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def sort_element_hops(grid: tuple[int, int], m: int) -> int:
 
 
 def scan(x: Num[Array, "R C m"]) -> Num[Array, "R C m"]:
-    """Running sums: each PE's own, one element after the other, and the total of all PEs before it, row by row."""
+    """Running sums in the dtype of `x`: each PE's own, one element after the other, and the total of all PEs before it, row by row."""
+    if not x.shape[2]:
+        return x
     rows, cols = fabric.extent(x, "y"), fabric.extent(x, "x")
     _, own = lax.scan(lambda total, x: (total + x, total + x), jnp.zeros(x.shape[:2], x.dtype), jnp.moveaxis(x, 2, 0))
     own = jnp.moveaxis(own, 0, 2)
@@ -95,8 +98,8 @@ def scan_element_hops(grid: tuple[int, int]) -> int:
 def histogram(x: Int[Array, "R C m"], bins: int) -> Int[Array, "R C bins"]:
     """How often each of 0 .. bins - 1 occurs, on every PE; other numbers (such as padding by -1) are not counted."""
     count = lambda k, counts: counts + (x[:, :, k, None] == jnp.arange(bins).reshape(1, 1, -1)).astype(jnp.int32)
-    own = lax.fori_loop(0, x.shape[2], count, jnp.zeros((*x.shape[:2], bins), jnp.int32))
-    return all_reduce_2d(own)
+    own = jnp.zeros((*x.shape[:2], bins), jnp.int32)
+    return all_reduce_2d(lax.fori_loop(0, x.shape[2], count, own) if x.shape[2] else own)
 
 
 def histogram_element_hops(grid: tuple[int, int], bins: int) -> int:

@@ -9,7 +9,9 @@ hop, and the reduction.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
@@ -21,9 +23,11 @@ from wsejax.kernels.pe import collectives
 from wsejax.kernels.pe.trees import Tree, k_tree
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["rows", "width"])
 @dataclasses.dataclass(frozen=True)
 class Stream:
     """The non-zeros of a matrix by row of PEs, ready to enter at their western ends, with as many zeros behind as the longest has more.
+    A pytree of its two arrays.
 
     Attributes:
       index: row x width + column within the piece; -1 behind the end.
@@ -59,24 +63,21 @@ def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
     return Stream(jnp.asarray(index), jnp.asarray(values), m, width)
 
 
-def spmm(
-    index: Int[Array, "R C entries"],
-    value: Float[Array, "R C entries"],
-    x: Float[Array, "R C width n"],
-    rows: int,
-    tree: Tree | None = None,
-) -> Float[Array, "R C rows n"]:
+def spmm(a: Stream, x: Float[Array, "R C width n"], tree: Tree | None = None) -> Float[Array, "R C rows n"]:
     """Y = A X, its columns n in each column of PEs, whole at the first PE of each (the others hold partial results).
 
     Args:
-      index, value: the parts of `stream_of`.
+      a: from `stream_of`.
       x: the rows of X that belong to this row of PEs, n columns for each column of PEs.
-      rows: of A.
       tree: along "y"; a K-tree if None.
+
+    Raises:
+      ValueError: a PE has more or fewer rows of X than its row of PEs has columns of A.
     """
-    if index.shape != value.shape:
-        raise ValueError(f"index has shape {index.shape} and value {value.shape}: give both as stream_of made them")
-    width, entries, cols = x.shape[2], index.shape[2], fabric.extent(x, "x")
+    index, value, rows, width = a.index, a.value, a.rows, a.width
+    if x.shape[2] != width:
+        raise ValueError(f"x has {x.shape[2]} rows in a PE, and the stream {width} columns: cut both for the same grid and size")
+    entries, cols = index.shape[2], fabric.extent(x, "x")
     west = fabric.index(x[..., 0, 0], "x") == 0
     slot = jnp.arange(rows).reshape(1, 1, -1, 1)
 
@@ -102,9 +103,9 @@ def spmm(
     return collectives.reduce(y, "y", k_tree(fabric.extent(x, "y")) if tree is None else tree)
 
 
-def spmv(index, value, x: Float[Array, "R C width"], rows: int, tree: Tree | None = None) -> Float[Array, "R C rows"]:
+def spmv(a: Stream, x: Float[Array, "R C width"], tree: Tree | None = None) -> Float[Array, "R C rows"]:
     """y = A x: `spmm` with one column, for which one column of PEs is enough."""
-    return spmm(index, value, x[..., None], rows, tree)[..., 0]
+    return spmm(a, x[..., None], tree)[..., 0]
 
 
 def spmm_element_hops(grid: tuple[int, int], nonzeros: int, rows: int, n: int, tree: Tree) -> int:

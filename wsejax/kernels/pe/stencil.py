@@ -45,6 +45,8 @@ def _blocks(u, axis: str, radius: int) -> list[Array]:
     """The pieces of `halo`, in their order."""
     dim = _DIM[axis]
     size, parts = u.shape[dim], [u]
+    if not size:
+        raise ValueError(f"u has shape {u.shape}: a PE has no cells along {axis!r}; an empty domain has nothing to compute")
     for n, direction in enumerate(ALONG[axis]):
         left, piece = radius, u
         while left > 0:  # what comes from a neighbour, then from the one beyond it
@@ -98,7 +100,11 @@ def stencil(
     total = None
     for offset, weight in weights.items():
         term = at(offset)
-        term = term * (jnp.asarray(weight, u.dtype) if isinstance(weight, int | float) else weight)
+        if jnp.result_type(u, weight) != u.dtype:
+            raise ValueError(
+                f"weights[{offset}] is {jnp.result_type(weight)}, and the cells {u.dtype}: convert one of them, else it would be cut"
+            )
+        term = term * jnp.asarray(weight, u.dtype)
         total = term if total is None else total + term
     assert total is not None, "weights is empty"
     return total if shape is None else jnp.where(inside(u, shape), total, jnp.zeros((), total.dtype))
@@ -125,7 +131,13 @@ def _reader(u: Shaped[Array, "R C h w ..."], offsets: Sequence[Offset]) -> Calla
 
 
 def life(cells: Shaped[Array, "R C h w"], shape: Sequence[int]) -> Shaped[Array, "R C h w"]:
-    """A generation of Conway's game of life in a field of `shape` with dead borders; integers, 1 for alive."""
+    """A generation of Conway's game of life in a field of `shape` with dead borders; integers, 1 for alive.
+
+    Raises:
+      ValueError: cells of another type.
+    """
+    if not jnp.issubdtype(cells.dtype, jnp.integer):
+        raise ValueError(f"cells are {cells.dtype}: give integers, 1 for alive")
     around = stencil(cells, dict.fromkeys([o for o in box(1) if o != (0, 0)], 1), shape)
     lives = (around == 3) | ((around == 2) & (cells == 1))
     return jnp.where(lives & inside(cells, shape), jnp.ones((), cells.dtype), jnp.zeros((), cells.dtype))
