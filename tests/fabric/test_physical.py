@@ -182,6 +182,16 @@ def test_gradients_take_the_routes_back():
     np.testing.assert_array_equal(got, want)
 
 
+def test_a_grid_argument_has_a_gradient_beside_a_whole_one():
+    wafer = damaged()
+    x = entries(wafer)
+    f = lambda v, rate: v + rate * (fabric.shift(v, "east") - v) ** 2
+    twin = wafer.replace(execution="logical", tiles=wafer.tiles)
+    loss = lambda m: lambda v: wse.wafer_map(f, m, (GRID, P()), GRID)(v, np.float32(0.5)).sum()
+    got, want = (jax.jit(jax.grad(loss(m)))(x) for m in (wafer, twin))
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("op", [fabric.all_reduce, fabric.broadcast, fabric.reduce, fabric.all_gather], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("axis", ["y", "x"])
 def test_collectives_are_the_same_in_both_executions(op, axis):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import batching
 from jax.sharding import PartitionSpec
 
@@ -78,32 +79,43 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
         outs, out_tree = specs_of(out_specs, shape_of), jax.tree.structure(shape_of)
         _check("out_specs", outs, [x.shape for x in jax.tree.leaves(shape_of)], wafer)
         forward = Kernel(lambda *blocks: jax.tree.leaves(f(*jax.tree.unflatten(tree, blocks))), wafer, ins, outs, name)
-        moving = [n for n, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+        floats = [n for n, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
         given = [n for n, x in enumerate(jax.tree.leaves(shape_of)) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
-        def pull_back(*blocks):
-            blocks, cotangents = blocks[: len(leaves)], blocks[len(leaves) :]
+        def backward(moving: list[int]) -> Kernel:
+            def pull_back(*blocks):
+                blocks, cotangents = blocks[: len(leaves)], blocks[len(leaves) :]
 
-            def of_moving(*some):
-                results = forward.f(*(some[moving.index(n)] if n in moving else b for n, b in enumerate(blocks)))
-                return [results[n] for n in given]
+                def of_moving(*some):
+                    results = forward.f(*(some[moving.index(n)] if n in moving else b for n, b in enumerate(blocks)))
+                    return [results[n] for n in given]
 
-            _, pull = jax.vjp(of_moving, *(blocks[n] for n in moving))
-            grads = pull([_once(ct, outs[n]) for ct, n in zip(cotangents, given, strict=True)])
-            return [_summed(g, ins[n]) for g, n in zip(grads, moving, strict=True)]
+                _, pull = jax.vjp(of_moving, *(blocks[n] for n in moving))
+                grads = pull([_once(ct, outs[n]) for ct, n in zip(cotangents, given, strict=True)])
+                return [_summed(g, ins[n]) for g, n in zip(grads, moving, strict=True)]
 
-        backward = Kernel(pull_back, wafer, (*ins, *(outs[n] for n in given)), tuple(ins[n] for n in moving), f"gradient of {name}")
+            return Kernel(pull_back, wafer, (*ins, *(outs[n] for n in given)), tuple(ins[n] for n in moving), f"gradient of {name}")
 
         @jax.custom_vjp
         def run(*leaves):
             return tuple(_call(forward, *leaves))
 
-        def run_back(leaves, cotangents):
-            grads = _call(backward, *leaves, *(cotangents[n] for n in given))
-            zero = lambda x: np.zeros(jnp.shape(x), jax.dtypes.float0)
-            return tuple(grads[moving.index(n)] if n in moving else zero(x) for n, x in enumerate(leaves))
+        def run_forward(*primals):
+            leaves = [p.value for p in primals]
+            wanted = [() if p.perturbed else None for p in primals]  # told by the structure: a residual has no static part
+            return run(*leaves), (leaves, wanted)
 
-        run.defvjp(lambda *leaves: (run(*leaves), leaves), run_back)
+        def run_back(residual, cotangents):
+            leaves, wanted = residual
+            moving = [n for n in floats if wanted[n] is not None]
+            whole = [
+                jnp.zeros(ct.aval.shape, ct.aval.dtype) if isinstance(ct, SymbolicZero) else ct for ct in (cotangents[n] for n in given)
+            ]
+            grads = _call(backward(moving), *leaves, *whole)
+            zero = lambda n, x: jnp.zeros_like(x) if n in floats else np.zeros(jnp.shape(x), jax.dtypes.float0)
+            return tuple(grads[moving.index(n)] if n in moving else zero(n, x) for n, x in enumerate(leaves))
+
+        run.defvjp(run_forward, run_back, symbolic_zeros=True)
         return jax.tree.unflatten(out_tree, run(*leaves))
 
     mapped.mapped = mapped, f, wafer, in_specs  # pyright: ignore[reportAttributeAccessIssue]  # for who counts its traffic

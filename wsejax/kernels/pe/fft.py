@@ -1,7 +1,8 @@
 """Discrete Fourier transforms over lines of PEs, as whole lines in one PE after an exchange (wsFFT, Orenes-Vera et al., ICS 2023).
 
 Law: `numpy.fft.fft` to rounding of complex64, any length. A dimension that is split over a line of n PEs is transformed by an all-to-all
-in that line, which gives each PE 1/n of the lines whole; a local transform; and the all-to-all back. Traffic: an all-to-all is n - 1 steps of the ring.
+in that line, which gives each PE 1/n of the lines whole; a local transform; and the all-to-all back. Traffic: an all-to-all is n - 1 steps
+of the ring.
 """
 
 from __future__ import annotations
