@@ -105,6 +105,8 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
             wanted = [() if p.perturbed else None for p in primals]  # told by the structure: a residual has no static part
             return run(*leaves), (leaves, wanted)
 
+        leaf_of = jax.tree.leaves(shape_of).__getitem__
+
         def run_back(residual, cotangents):
             leaves, wanted = residual
             moving = [n for n in floats if wanted[n] is not None]
