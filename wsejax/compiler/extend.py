@@ -105,14 +105,11 @@ def wafer_map(f: Callable, wafer: Wafer, in_specs: Any, out_specs: Any) -> Calla
             wanted = [() if p.perturbed else None for p in primals]  # told by the structure: a residual has no static part
             return run(*leaves), (leaves, wanted)
 
-        leaf_of = jax.tree.leaves(shape_of).__getitem__
-
         def run_back(residual, cotangents):
             leaves, wanted = residual
             moving = [n for n in floats if wanted[n] is not None]
-            whole = [
-                jnp.zeros(ct.aval.shape, ct.aval.dtype) if isinstance(ct, SymbolicZero) else ct for ct in (cotangents[n] for n in given)
-            ]
+            results = jax.tree.leaves(shape_of)
+            whole = [jnp.zeros_like(results[n]) if isinstance(cotangents[n], SymbolicZero) else cotangents[n] for n in given]
             grads = _call(backward(moving), *leaves, *whole)
             zero = lambda n, x: jnp.zeros_like(x) if n in floats else np.zeros(jnp.shape(x), jax.dtypes.float0)
             return tuple(grads[moving.index(n)] if n in moving else zero(n, x) for n, x in enumerate(leaves))
