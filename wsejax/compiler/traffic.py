@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from wsejax import fabric
 from wsejax.compiler import ir
-from wsejax.hardware.paths import channels
+from wsejax.hardware.paths import REVERSE, STEP, channels
 from wsejax.hardware.wafer import Wafer
 
 ORDER = ("north", "east", "south", "west")  # as the steps of routes are numbered
@@ -63,8 +63,6 @@ class Traffic:
         routes, mesh = wafer.routes, wafer.remap
         place = np.stack([mesh.physical_row, mesh.physical_col]).astype(np.int64)[:, :rows, :cols]
         out = np.zeros((4, *wafer.defects.shape), np.int64)
-        back = np.array([2, 3, 0, 1])
-        step = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
         north, east, south, west = self.wavelets
         for start, steps, ahead, home in (
             (place[:, :, :-1], routes.east[:rows, : cols - 1], east[:, :-1], west[:, 1:]),
@@ -75,7 +73,7 @@ class Traffic:
             at, way = out_of[..., :2][taken], out_of[..., 2][taken]
             spread = lambda sent, taken=taken: np.broadcast_to(sent.reshape(-1, 1), taken.shape)[taken]
             np.add.at(out, (way, *at.T), spread(ahead))
-            np.add.at(out, (back[way], *(at + step[way]).T), spread(home))
+            np.add.at(out, (REVERSE[way], *(at + STEP[way]).T), spread(home))
         return out
 
 

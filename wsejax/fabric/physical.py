@@ -27,13 +27,11 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from wsejax.fabric.mesh import AXES, DIRECTIONS, neighbour, on_mesh, raw_hop
 from wsejax.hardware.defects import DefectMap
-from wsejax.hardware.paths import EAST, NORTH, SOUTH, WEST, Routes
+from wsejax.hardware.paths import EAST, NORTH, REVERSE, SOUTH, STEP, WEST, Routes
 from wsejax.hardware.routes import live_links
 from wsejax.hardware.wafer import Wafer
 
-_STEP = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 _NAMES = {NORTH: "north", EAST: "east", SOUTH: "south", WEST: "west"}
-_BACK = np.array([SOUTH, WEST, NORTH, EAST, -1], np.int8)  # of a step, and of none
 _PREFIX = "physical_wafer_"
 _POISONED, _STRAIGHT, _BORDER = range(3)
 
@@ -149,7 +147,7 @@ class Physical:
                 where[here] = np.arange(here.size)
         positions, send = where.copy(), {}
         for direction in range(4):
-            leaving = (to_device - from_device == _STEP[direction]).all(axis=1)
+            leaving = (to_device - from_device == STEP[direction]).all(axis=1)
             if not leaving.any():
                 continue
             lists = [[here[leaving[here]] for here in row] for row in before]
@@ -280,7 +278,7 @@ def _walk(defects: DefectMap, start: Int[np.ndarray, "2 messages"], steps: Int[n
 
 
 def _moved(steps) -> Int[np.ndarray, "messages hops 2"]:
-    return np.cumsum(np.where((steps >= 0)[..., None], _STEP[np.maximum(steps, 0)], 0), axis=1)
+    return np.cumsum(np.where((steps >= 0)[..., None], STEP[np.maximum(steps, 0)], 0), axis=1)
 
 
 def _reversed(start, steps):
@@ -288,7 +286,7 @@ def _reversed(start, steps):
     end = start + _moved(steps)[:, -1].T if len(steps) else start
     count = (steps >= 0).sum(axis=1)[:, None]
     k = np.arange(steps.shape[1])[None]
-    back = np.take_along_axis(_BACK[steps], np.maximum(count - 1 - k, 0), axis=1)
+    back = np.take_along_axis(REVERSE[steps], np.maximum(count - 1 - k, 0), axis=1)
     return end, np.where(k < count, back, -1).astype(np.int8)
 
 

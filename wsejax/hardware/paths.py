@@ -21,7 +21,8 @@ from .embedding import Remap
 from .routes import live_links
 
 NORTH, EAST, SOUTH, WEST = range(4)
-_STEP = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+STEP = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])  # (row, col) of each direction
+REVERSE = np.array([SOUTH, WEST, NORTH, EAST, -1], np.int8)  # of each direction, and of none
 _BACK = {EAST: WEST, SOUTH: NORTH}
 _CHUNK = 4096  # routes that are chosen at once, from the loads that those before them left
 
@@ -84,7 +85,7 @@ def static_routes(defects: DefectMap, mesh: Remap) -> Routes:
 def channels(start: Int[np.ndarray, "2 links"], steps: Int[np.ndarray, "links H"]) -> Int[np.ndarray, "links H 3"]:
     """(row, col, direction) of the channel that each step takes out of a PE; the row of a step that is not taken is -1."""
     taken = steps >= 0
-    moved = np.where(taken[..., None], _STEP[np.maximum(steps, 0)], 0)
+    moved = np.where(taken[..., None], STEP[np.maximum(steps, 0)], 0)
     at = start.T[:, None] + np.cumsum(moved, axis=1) - moved
     return np.concatenate([np.where(taken[..., None], at, -1), steps[..., None]], axis=-1)
 
@@ -175,7 +176,7 @@ def _search(start, end, hops: int, way: int, open_links, loads, length: int) -> 
                 for step in range(4):
                     if step == avoid:
                         continue
-                    at = (row + int(_STEP[step][0]), col + int(_STEP[step][1]))
+                    at = (row + int(STEP[step][0]), col + int(STEP[step][1]))
                     if abs(end[0] - at[0]) + abs(end[1] - at[1]) > hops - done:
                         continue  # too far away; so a route stays on the grid, and near
                     link = (step % 2 == 0, min(row, at[0]), min(col, at[1]))
@@ -191,7 +192,7 @@ def _search(start, end, hops: int, way: int, open_links, loads, length: int) -> 
             for done in range(hops, 0, -1):
                 step = layers[done][at][1]
                 out[done - 1] = step
-                at = (at[0] - int(_STEP[step][0]), at[1] - int(_STEP[step][1]))
+                at = (at[0] - int(STEP[step][0]), at[1] - int(STEP[step][1]))
             return out
     raise AssertionError(f"no route of {hops} hops from {start} to {end}")
 
