@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
 
-from wsejax.fabric.shift import extent, index, shift
+from wsejax.fabric.shift import extent, line_index, shift
 
 ALONG = {"y": ("south", "north"), "x": ("east", "west")}  # away from the border at 0, and towards it
 UNROLL, LARGE_BYTES = 4, 1 << 22  # XLA:CPU copies what a loop carries once an iteration; four shifts an iteration hide most of that
@@ -36,7 +36,7 @@ def run_along(
     n = extent(x, axis)
     last = n - 1 if last is None else last
     sign = 1 if last >= first else -1
-    direction, here = ALONG[axis][0 if sign == 1 else 1], index(x, axis)
+    direction, here = ALONG[axis][0 if sign == 1 else 1], line_index(x, axis)
 
     def step(k, total):
         at = first + sign * k
@@ -58,7 +58,7 @@ def spread_along(
     Raises:
       ValueError: a root outside the line.
     """
-    n, here = extent(x, axis), index(x, axis)
+    n, here = extent(x, axis), line_index(x, axis)
     if isinstance(root, int) and not 0 <= root < n:
         raise ValueError(f"root={root}: the line has tiles 0 to {n - 1}")
     for sign, direction in zip((1, -1), ALONG[axis], strict=True):
@@ -80,7 +80,7 @@ def total_along(x: Shaped[Array, "rows cols ..."], axis: str, root: Int[Array, "
 
     `root` broadcasts against the tiles, the same for all tiles of a line. What the other tiles are left with is partial.
     """
-    n, here = extent(x, axis), index(x, axis)
+    n, here = extent(x, axis), line_index(x, axis)
     for sign, direction in zip((1, -1), ALONG[axis], strict=True):
         first = 0 if sign == 1 else n - 1
 

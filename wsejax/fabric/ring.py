@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Shaped
 
 from wsejax.fabric.mesh import permute
-from wsejax.fabric.shift import coordinate, extent, hop, index, shift, size
+from wsejax.fabric.shift import coordinate, extent, hop, line_index, shift, size
 
 
 def ring_order(n: int) -> list[int]:
@@ -53,7 +53,7 @@ def ring_shift(
     to = np.array(_successor(n)) - np.arange(n)  # hops to where each tile sends
     source = np.zeros(n, np.int32)
     source[np.arange(n) + to] = to  # and from where it receives
-    here = jnp.clip(index(x, axis), 0, n - 1)  # physically there are PEs outside the mesh
+    here = jnp.clip(line_index(x, axis), 0, n - 1)  # physically there are PEs outside the mesh
     out = x
     for sign, direction in ((1, forward), (-1, back)):
         moved = x

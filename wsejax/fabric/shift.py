@@ -57,12 +57,16 @@ def index(x: Shaped[Array, "rows cols ..."], axis: str) -> Int[Array, "rows cols
 
     In physical execution PEs outside the mesh have the place -1.
     """
+    return jnp.broadcast_to(line_index(x, axis), (*x.shape[:2], *(1,) * (x.ndim - 2)))
+
+
+def line_index(x: Shaped[Array, "rows cols ..."], axis: str) -> Int[Array, "rows|1 cols|1 ..."]:
+    """As `index`, but of size 1 across the lines where that says the same: cheap to look up in, and nothing to shift."""
     here, dim = machine(), AXES.index(axis)
-    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
     if here is not None:
-        return here.here(here.index[dim]).reshape(shape)
+        return here.here(here.index[dim]).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
     places = lax.axis_index(axis) * x.shape[dim] + jnp.arange(x.shape[dim], dtype=jnp.int32)
-    return lax.broadcast_in_dim(places, shape, (dim,))
+    return places.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
 
 
 def hop(x: Shaped[Array, "..."], axis: str, step: int) -> Shaped[Array, "..."]:

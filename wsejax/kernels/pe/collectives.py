@@ -36,7 +36,7 @@ def reduce(
     tree = chain(n) if tree is None else tree
     if len(tree.parent) != n:
         raise ValueError(f"tree has {len(tree.parent)} PEs, and a line along {axis!r} has {n}; make it with n={n}")
-    here = jnp.clip(fabric.index(x, axis), 0, n - 1)
+    here = jnp.clip(fabric.line_index(x, axis), 0, n - 1)
 
     def step(state, now):
         total, moving = state
@@ -62,12 +62,12 @@ def reduce_2d(
     x: Shaped[Array, "R C ..."], trees: tuple[Tree | None, Tree | None] = (None, None), op: Op = jnp.add
 ) -> Shaped[Array, "R C ..."]:
     """All entries combined at PE (0, 0): along the rows, then down the first column. `trees` are those of a column and of a row."""
-    return reduce(reduce(x, "x", trees[1], op), "y", trees[0], op, lines=fabric.index(x, "x") == 0)
+    return reduce(reduce(x, "x", trees[1], op), "y", trees[0], op, lines=fabric.line_index(x, "x") == 0)
 
 
 def broadcast_2d(x: Shaped[Array, "R C ..."]) -> Shaped[Array, "R C ..."]:
     """The entry of PE (0, 0), everywhere: down the first column, then along the rows."""
-    return broadcast(fabric.spread_along(x, "y", 0, sends=fabric.index(x, "x") == 0), "x")
+    return broadcast(fabric.spread_along(x, "y", 0, sends=fabric.line_index(x, "x") == 0), "x")
 
 
 def all_reduce_2d(
@@ -86,7 +86,7 @@ def ring_all_reduce(x: Shaped[Array, "R C b"], axis: str) -> Shaped[Array, "R C 
     share = -(-b // n)
     parts = jnp.pad(x, [(0, 0), (0, 0), (0, n * share - b)]).reshape(*x.shape[:2], n, share)
     order = fabric.ring_order(n)
-    place = jnp.asarray([order.index(i) for i in range(n)])[jnp.clip(fabric.index(x, axis), 0, n - 1)][..., None]  # (R|1, C|1, 1, 1)
+    place = jnp.asarray([order.index(i) for i in range(n)])[jnp.clip(fabric.line_index(x, axis), 0, n - 1)][..., None]  # (R|1, C|1, 1, 1)
     slot = jnp.arange(n).reshape(1, 1, n, 1)
 
     def add(k, parts):
