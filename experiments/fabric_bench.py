@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,10 +171,10 @@ def main(settings: Settings) -> None:
         median = statistics.median(values)
         table.add_row(name, f"{median * 1e3:.2f}", f"{moved / median / 1e9:.1f}")
     console.print(f"{settings.rows} x {settings.cols} PEs, {settings.floats} float32 each, host time", table)
-    figures: dict[str, object] = {"milliseconds": {name: statistics.median(v) * 1e3 for name, v in times.items()}, "ratios": {}}
+    figures: dict[str, Any] = {"milliseconds": {name: statistics.median(v) * 1e3 for name, v in times.items()}, "ratios": {}}
     for one, other, aim in RATIOS:
         ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
-        figures["ratios"][f"{one} / {other}"] = statistics.median(ratios)  # type: ignore[index]
+        figures["ratios"][f"{one} / {other}"] = statistics.median(ratios)
         low, high = np.quantile(ratios, [0.25, 0.75])
         console.print(f"{one} / {other}: {statistics.median(ratios):.2f}  ({low:.2f} to {high:.2f})  {aim}", highlight=False)
     if settings.solver:

@@ -7,8 +7,8 @@ in the mesh. Nothing else is asked, so straight rows, bent ones and those that w
 from __future__ import annotations
 
 import itertools
-from collections import deque
 
+from tests.hardware.test_remap import hops_from
 from wsejax.hardware import DefectMap
 
 Place = tuple[int, int]
@@ -21,26 +21,6 @@ class Undecided(Exception):
 def every_pe(defects: DefectMap) -> list[Place]:
     rows, cols = defects.shape
     return list(itertools.product(range(rows), range(cols)))
-
-
-def hops_from(defects: DefectMap, start: Place) -> dict[Place, int]:
-    """Breadth-first search: healthy PEs, live links, one PE at a time."""
-    rows, cols = defects.shape
-    hops = {start: 0} if not defects.dead_pes[start] else {}
-    queue = deque(hops)
-    while queue:
-        row, col = queue.popleft()
-        for place, dead in (
-            ((row, col + 1), defects.dead_east_links[row, col]),
-            ((row, col - 1), defects.dead_east_links[row, col - 1]),
-            ((row + 1, col), defects.dead_south_links[row, col]),
-            ((row - 1, col), defects.dead_south_links[row - 1, col]),
-        ):
-            inside = 0 <= place[0] < rows and 0 <= place[1] < cols
-            if inside and not dead and not defects.dead_pes[place] and place not in hops:
-                hops[place] = hops[row, col] + 1
-                queue.append(place)
-    return hops
 
 
 class Oracle:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Shaped
 
 from wsejax.fabric.line import ALONG, repeat, run_along, spread_along
 from wsejax.fabric.mesh import AXES
-from wsejax.fabric.ring import ring_hop, ring_order
+from wsejax.fabric.ring import ring_hop, ring_order, ring_places
 from wsejax.fabric.shift import coordinate, extent, index, shift, size
 
 
@@ -44,8 +44,7 @@ def _around(x: Shaped[Array, "..."], axis: str, assemble: Callable[[list[Shaped[
     held = [x]  # after each ring step, the block of one predecessor further back
     for _ in range(n - 1):
         held.append(ring_hop(held[-1], axis))
-    order = ring_order(n)
-    place = [order.index(i) for i in range(n)]
+    place = ring_places(n)
 
     def at(here: int) -> Callable:
         return lambda *held: assemble([held[(place[here] - place[owner]) % n] for owner in range(n)])
@@ -76,9 +75,7 @@ def collect(x: Shaped[Array, "..."], axis: str, dim: int) -> Shaped[Array, "..."
     n = size(axis)
     if n == 1:
         return x
-    order = ring_order(n)
-    place = jnp.asarray([order.index(i) for i in range(n)])[coordinate(axis)]
-    order = jnp.asarray(order)
+    order, place = jnp.asarray(ring_order(n)), jnp.asarray(ring_places(n))[coordinate(axis)]
     step = x.shape[dim] // n
 
     def share(back: int):

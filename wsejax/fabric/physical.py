@@ -83,8 +83,9 @@ class Physical:
         routes = wafer.routes if routes is None else routes
         self.extent, self.devices = wafer.tiles, wafer.devices
         rows, cols = wafer.tiles
-        self.shape: tuple[int, int] = tuple(-(-n // d) * d for n, d in zip(wafer.defects.shape, self.devices, strict=True))  # type: ignore
-        self.block = self.shape[0] // self.devices[0], self.shape[1] // self.devices[1]
+        (n, m), (dy, dx) = wafer.defects.shape, self.devices
+        self.block = -(-n // dy), -(-m // dx)
+        self.shape = self.block[0] * dy, self.block[1] * dx
         self.place = np.stack([part[:rows, :cols] for part in (wafer.remap.physical_row, wafer.remap.physical_col)]).astype(np.int64)
         self.index = np.full((2, *self.shape), -1, np.int32)
         self.index[:, self.place[0], self.place[1]] = np.indices((rows, cols))

@@ -20,6 +20,12 @@ def ring_order(n: int) -> list[int]:
     return [*range(0, n, 2), *reversed(range(1, n, 2))]
 
 
+def ring_places(n: int) -> list[int]:
+    """The place of each position of a line of `n` on the folded ring: the inverse of `ring_order`."""
+    order = ring_order(n)
+    return [order.index(i) for i in range(n)]
+
+
 def _successor(n: int) -> list[int]:
     order = ring_order(n)
     after = [0] * n

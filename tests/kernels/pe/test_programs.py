@@ -9,7 +9,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
@@ -142,31 +142,16 @@ def wanted(name) -> list[np.ndarray]:
     return run(case_of(name), logical(LOGICAL))
 
 
-def check_on(defects, name) -> None:
-    arrays = tables(defects)
-    if arrays is None:
-        return
-    got = [np.asarray(x) for x in jax.tree.leaves(on_any_wafer(name)(arrays, *case_of(name).args))]
-    assert_same_bits(got, wanted(name))
-
-
+@pytest.mark.parametrize("maps", [15, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_no_defect_changes_a_bit(name):
-    @settings(max_examples=15, suppress_health_check=list(HealthCheck))
+def test_no_defect_changes_a_bit(name, maps):
+    @settings(max_examples=maps, suppress_health_check=list(HealthCheck))
     @given(defect_maps())
     def on(defects):
-        check_on(defects, name)
-
-    on()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_no_defect_of_two_hundred_maps_changes_a_bit(name):
-    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
-    @given(defect_maps())
-    def on(defects):
-        check_on(defects, name)
+        arrays = tables(defects)
+        assume(arrays is not None)
+        got = [np.asarray(x) for x in jax.tree.leaves(on_any_wafer(name)(arrays, *case_of(name).args))]
+        assert_same_bits(got, wanted(name))
 
     on()
 
@@ -204,3 +189,23 @@ def test_bad_operands_are_refused_with_the_way_to_make_them():
             wse.wafer_map(f, wafer, (GRID_SPEC,) * len(args), GRID_SPEC)(*args)
     with pytest.raises(ValueError, match=r"parent\[3\]=1: the tree is not in pre-order"):
         pe.trees.Tree((-1, 0, 0, 1))
+
+
+def pre_orders(n: int):
+    """All trees of n PEs in pre-order, as parents."""
+    if n == 1:
+        yield (-1,)
+        return
+    for parents in pre_orders(n - 1):
+        at = n - 2
+        while at >= 0:
+            yield (*parents, at)
+            at = parents[at]
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+@pytest.mark.parametrize("wavelets", [1, 2, 5, 16, 64, 1000])
+def test_the_automatic_tree_is_the_best_of_all(n, wavelets):
+    trees = [wse.pe.trees.Tree(parents) for parents in pre_orders(n)]
+    best = min(tree.model_cycles(wavelets) for tree in trees)
+    assert wse.pe.trees.auto(n, wavelets).model_cycles(wavelets) == pytest.approx(best)

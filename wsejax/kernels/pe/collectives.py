@@ -85,8 +85,7 @@ def ring_all_reduce(x: Shaped[Array, "R C b"], axis: str) -> Shaped[Array, "R C 
     n, b = fabric.extent(x, axis), x.shape[2]
     share = -(-b // n)
     parts = jnp.pad(x, [(0, 0), (0, 0), (0, n * share - b)]).reshape(*x.shape[:2], n, share)
-    order = fabric.ring_order(n)
-    place = jnp.asarray([order.index(i) for i in range(n)])[jnp.clip(fabric.line_index(x, axis), 0, n - 1)][..., None]  # (R|1, C|1, 1, 1)
+    place = jnp.asarray(fabric.ring_places(n))[jnp.clip(fabric.line_index(x, axis), 0, n - 1)][..., None]  # (R|1, C|1, 1, 1)
     slot = jnp.arange(n).reshape(1, 1, n, 1)
 
     def add(k, parts):
@@ -108,14 +107,15 @@ def _pick(parts: Shaped[Array, "R C n share"], k: Array) -> Shaped[Array, "R C s
     return jnp.take_along_axis(parts, k, axis=2)[:, :, 0]
 
 
-def reduce_hops(tree: Tree, lines: int) -> int:
-    """Hops of an entry in `reduce`, on so many lines."""
-    return tree.energy * lines
-
-
 def broadcast_hops(n: int, lines: int) -> int:
     """Hops of an entry in `broadcast`."""
     return (n - 1) * lines
+
+
+def all_reduce_2d_hops(grid: tuple[int, int]) -> int:
+    """Hops of an entry in `all_reduce_2d` by chains: every link of the rows and of the first column, there and back."""
+    rows, cols = grid
+    return 2 * (broadcast_hops(cols, rows) + broadcast_hops(rows, 1))
 
 
 def ring_hops(n: int) -> int:

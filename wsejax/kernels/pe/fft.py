@@ -52,9 +52,8 @@ def _roots(n: int, powers: np.ndarray, sign: int):
 def all_to_all(x: Shaped[Array, "R C n ..."], axis: str) -> Shaped[Array, "R C n ..."]:
     """Entry i of a PE's list goes to PE i of its line along `axis`; entry i of the result came from there."""
     n = fabric.extent(x, axis)
-    order = fabric.ring_order(n)
     here = jnp.clip(fabric.index(x, axis), 0, n - 1)
-    place, order = jnp.argsort(jnp.asarray(order))[here], jnp.asarray(order)
+    place, order = jnp.asarray(fabric.ring_places(n))[here], jnp.asarray(fabric.ring_order(n))
     slot = jnp.arange(n).reshape(1, 1, n, *(1,) * (x.ndim - 3))
 
     def mine(lists):

@@ -20,6 +20,7 @@ from jaxtyping import Array, Shaped
 
 from wsejax import fabric
 from wsejax.fabric.line import ALONG
+from wsejax.kernels.pe.collectives import ring_hops
 from wsejax.kernels.pe.tiles import Grid, from_tiles, to_tiles
 
 RINGS = ("folded", "line")
@@ -79,8 +80,7 @@ def places(n: int, ring: str) -> list[int]:
     """The place of each PE of a line on the ring."""
     if ring not in RINGS:
         raise ValueError(f"ring={ring!r}: must be 'folded' (MeshGEMM) or 'line' (Cannon)")
-    order = fabric.ring_order(n) if ring == "folded" else list(range(n))
-    return [order.index(i) for i in range(n)]
+    return fabric.ring_places(n) if ring == "folded" else list(range(n))
 
 
 def torus_tiles(x: Shaped[Array, "N M"], grid: Grid, ring: str) -> Shaped[Array, "R C I J h w"]:
@@ -139,9 +139,8 @@ def cannon_element_hops(grid: Grid, m: int, k: int, n: int, ring: str = "folded"
     """The skew moves row i of A (-i mod L) times, and column j of B alike; then both move L - 1 times. Tiles are m x k and k x n."""
     rows, cols = grid
     sides = math.lcm(*grid)
-    hops = lambda line: 2 * (line - 1)  # of one entry a PE once round: on either ring
     times = sides * (sides - 1) // 2 + sides * (sides - 1)
-    return times * (hops(cols) * m * k + hops(rows) * k * n)
+    return times * (ring_hops(cols) * m * k + ring_hops(rows) * k * n)  # the line, with its way back, is as long as the folded ring
 
 
 def _move(x, axis: str, turn: Callable, sends):
@@ -196,7 +195,7 @@ def times_transposed(a: Shaped[Array, "R C m k"], b: Shaped[Array, "R C nb k"]) 
         )
     order = jnp.asarray(fabric.ring_order(rows))
     row = jnp.clip(fabric.index(a, "y"), 0, rows - 1)
-    place = jnp.argsort(order)[row]
+    place = jnp.asarray(fabric.ring_places(rows))[row]
     slot = jnp.arange(of_c).reshape(1, 1, of_c, 1, 1)
     here = fabric.index(a, "x")[..., None]
 
@@ -220,4 +219,4 @@ def times_transposed_element_hops(grid: Grid, m: int, k: int, size: int) -> int:
     """B goes once round every column; every partial product of every PE goes one hop. `size` is N / L."""
     rows, cols = grid
     sides = math.lcm(*grid)
-    return rows * 2 * (rows - 1) * cols * (sides // rows) * size * k + sides * rows * (cols - 1) * m * size
+    return rows * ring_hops(rows) * cols * (sides // rows) * size * k + sides * rows * (cols - 1) * m * size

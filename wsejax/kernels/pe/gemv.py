@@ -6,7 +6,6 @@ with `everywhere` the way back.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from wsejax import fabric
@@ -27,8 +26,7 @@ def gemv(
     """
     tree = k_tree(fabric.extent(b, "y")) if tree is None else tree
     y = local_product(x[:, :, None, :], b)[:, :, 0, :]
-    y = collectives.reduce(y, "y", tree, jnp.add)
-    return collectives.broadcast(y, "y") if everywhere else y
+    return (collectives.all_reduce if everywhere else collectives.reduce)(y, "y", tree)
 
 
 def gemv_element_hops(grid: tuple[int, int], n: int, tree: Tree, everywhere: bool = True) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from wsejax.kernels.pe.collectives import all_reduce_2d
+from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops
 from wsejax.kernels.pe.stencil import stencil
 from wsejax.kernels.reduce import tree_reduce
 
@@ -90,5 +90,4 @@ def laplacian(shape: Sequence[int], dtype=jnp.float32) -> Shaped[Array, "n m 7 z
 
 def dots_element_hops(grid: tuple[int, int], count: int) -> int:
     """Elements times hops of `count` dot products that go together."""
-    rows, cols = grid
-    return 2 * count * ((cols - 1) * rows + rows - 1)
+    return count * all_reduce_2d_hops(grid)

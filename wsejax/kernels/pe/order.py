@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Int, Num, Shaped
 
 from wsejax import fabric
-from wsejax.kernels.pe.collectives import all_reduce_2d, ring_hops
+from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops, ring_hops
 
 
 def sort(x: Num[Array, "R C m"]) -> Num[Array, "R C m"]:
@@ -25,30 +25,19 @@ def sort(x: Num[Array, "R C m"]) -> Num[Array, "R C m"]:
     place = y * cols + jnp.where(y % 2 == 0, column, cols - 1 - column)
     turns = jnp.where(y % 2 == 0, column == cols - 1, column == 0)  # the snake goes on in the row to the south
     came = jnp.where(y % 2 == 0, column == 0, column == cols - 1) & (place > 0)  # it came from the row to the north
-    eastward = y % 2 == 0
+    eastward, ahead, back = y % 2 == 0, ~turns, ~came  # the neighbour on the snake lies in the same row
 
     def phase(k, x):
         first = (place % 2 == k % 2) & (place < rows * cols - 1)
         second = (place % 2 != k % 2) & (place > 0)
         given = jnp.zeros_like(x)
-        for direction, of_first, of_second in (
-            ("east", eastward & ~turns, ~eastward & ~came),
-            ("west", ~eastward & ~turns, eastward & ~came),
-            ("south", turns, jnp.zeros_like(turns)),
-            ("north", jnp.zeros_like(turns), came),
+        for direction, sends, gets in (  # a partner gets from where the other sends: first ahead on the snake, second back
+            ("east", (first & ahead & eastward) | (second & back & ~eastward), (second & back & eastward) | (first & ahead & ~eastward)),
+            ("west", (first & ahead & ~eastward) | (second & back & eastward), (second & back & ~eastward) | (first & ahead & eastward)),
+            ("south", first & turns, second & came),
+            ("north", second & came, first & turns),
         ):
-            sends = (first & of_first) | (second & of_second)
-            arrived = fabric.shift(x, direction, sends=sends)
-            # who gets something from there: the partner of who sends
-            if direction == "south":
-                gets = second & came
-            elif direction == "north":
-                gets = first & turns
-            elif direction == "east":
-                gets = (second & eastward & ~came) | (first & ~eastward & ~turns)
-            else:
-                gets = (second & ~eastward & ~came) | (first & eastward & ~turns)
-            given = jnp.where(gets, arrived, given)
+            given = jnp.where(gets, fabric.shift(x, direction, sends=sends), given)
         both = jnp.sort(jnp.concatenate([x, given], axis=2), axis=2)
         return jnp.where(first, both[:, :, :m], jnp.where(second, both[:, :, m:], x))
 
@@ -104,8 +93,7 @@ def histogram(x: Int[Array, "R C m"], bins: int) -> Int[Array, "R C bins"]:
 
 def histogram_element_hops(grid: tuple[int, int], bins: int) -> int:
     """An all-reduce over the grid."""
-    rows, cols = grid
-    return 2 * bins * (rows * (cols - 1) + rows - 1)
+    return bins * all_reduce_2d_hops(grid)
 
 
 def transpose(x: Shaped[Array, "R C h w"], shape: tuple[int, int]) -> Shaped[Array, "R C H W"]:
@@ -123,7 +111,7 @@ def transpose(x: Shaped[Array, "R C h w"], shape: tuple[int, int]) -> Shaped[Arr
     def round_trip(block, axis, collect, out):
         count = rows if axis == "y" else cols
         order = jnp.asarray(fabric.ring_order(count))
-        place = jnp.argsort(order)[y if axis == "y" else column]
+        place = jnp.asarray(fabric.ring_places(count))[y if axis == "y" else column]
 
         def step(k, state):
             block, out = state
