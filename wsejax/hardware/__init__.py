@@ -12,4 +12,11 @@ from .spec import WSE1 as WSE1
 from .spec import WSE2 as WSE2
 from .spec import WSE3 as WSE3
 from .spec import WaferSpec as WaferSpec
+from .system import CS1 as CS1
+from .system import CS2 as CS2
+from .system import CS3 as CS3
+from .system import SYSTEMS as SYSTEMS
+from .system import System as System
+from .system import system as system
+from .system import system_of as system_of
 from .wafer import Wafer as Wafer
