@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 from jax import lax
@@ -53,7 +52,7 @@ def while_(op: Op, ctx: Context) -> Step:
         return lax.while_loop(keep_going, lambda c: walk.run(body_plan, *b_consts, *c), init)
 
     ins = [*cond_ins, *body_plan.ins[:nb], *carry]
-    return Step(ins, carry, run, [c.times(None) for c in (*cond_plan.calls, *body_plan.calls)])
+    return Step(ins, carry, run, [c.inside(op.source) for c in (*cond_plan.calls, *body_plan.calls)])
 
 
 @rule("cond")
@@ -63,5 +62,5 @@ def cond(op: Op, ctx: Context) -> Step:
     plans = [ctx.plan(branch, outs) for branch in op.bodies]
 
     assert all(plan.ins == ins for plan in plans), "a class lies alike in every branch"
-    calls = [dataclasses.replace(c, trips=None) for plan in plans for c in plan.calls]
+    calls = [c.inside(op.source, n) for n, plan in enumerate(plans) for c in plan.calls]
     return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [partial(walk.run, p) for p in plans], *xs), calls)
