@@ -29,13 +29,22 @@ class Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop of known length."""
+
+    source: str
+    length: int
+    reverse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
     """One kernel call, or the work of one operation that needs no fabric.
 
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
     same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False) or "local" (every
-    block has what it needs). `trips` multiplies it by the loops around it whose length is known; `under` names those that are not, from
-    the outside in: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes times hops of one
+    block has what it needs). `loops` are those around it whose length is known, from the outside in, and `trips` their product; `under`
+    names those of unknown length: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes times hops of one
     trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
 
@@ -47,12 +56,17 @@ class Call:
     source: str
     byte_hops: int = 0
     flops: int = 0
-    trips: int = 1
+    loops: tuple[Loop, ...] = ()
     under: tuple[tuple[str, int], ...] = ()
     work: tuple[Work, ...] = ()
 
-    def times(self, trips: int) -> Call:
-        return dataclasses.replace(self, trips=trips * self.trips)
+    def looped(self, loop: Loop) -> Call:
+        """The call inside one more loop."""
+        return dataclasses.replace(self, loops=(loop, *self.loops))
+
+    @property
+    def trips(self) -> int:
+        return math.prod(loop.length for loop in self.loops)
 
     def inside(self, source: str, branch: int = -1) -> Call:
         """The call inside a `while`, or a branch of a `cond`."""

@@ -32,9 +32,8 @@ class Elementwise:
     def price(self, system: System) -> Price:
         mine = share(self.elements, system.pes)
         busy = vector_cycles(system, mine, copies_per_cycle(system, self.itemsize_bytes))
-        if self.special:
-            busy = busy + share(self.special, system.pes) * system.special_cycles
-        return computing(busy, float(self.flops), float(self.elements) * self.itemsize_bytes * (self.operands + 1))
+        busy = busy + share(self.special, system.pes) * system.special_cycles
+        return computing(busy, 1.0 * self.flops, 1.0 * self.elements * self.itemsize_bytes * (self.operands + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Product:
         rate = system.gemm_fp16_fma_per_cycle if self.itemsize_bytes <= 2 else system.gemm_fp32_fma_per_cycle
         if self.itemsize_bytes > 4:
             rate = rate / 4.0
-        even = float(self.batch) ** 0.5
+        even = self.batch**0.5
         side_y, side_x = least(self.batch_y * even, system.rows), least(self.batch_x * even, system.cols)
         rows, cols = system.rows / side_y, system.cols / side_x  # of the rectangle of one product
-        m, k, n, size = float(self.m), float(self.k), float(self.n), self.itemsize_bytes
+        m, k, n, size = 1.0 * self.m, 1.0 * self.k, 1.0 * self.n, self.itemsize_bytes
         # any of the three matrices may stay where it is: the other two travel
         ways = [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
         ways += [summa_price(system, rows, cols, m, k, n, size, rate), _reduced(system, rows, cols, m, k, n, size, rate)]
@@ -113,9 +112,9 @@ class Reduction:
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
-        mine = share(self.elements, lines) if self.split else float(self.elements)
+        mine = share(self.elements, lines) if self.split else 1.0 * self.elements
         return all_reduce_price(
-            system, least(float(self.extent), line), lines, mine * self.itemsize_bytes, self.topology, self.itemsize_bytes
+            system, least(1.0 * self.extent, line), lines, mine * self.itemsize_bytes, self.topology, self.itemsize_bytes
         )
 
 
@@ -130,7 +129,7 @@ class Gather:
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
-        holders = least(float(self.extent), line)
+        holders = least(1.0 * self.extent, line)
         message_bytes = self.size_bytes / holders / (lines if self.split else 1.0)
         return all_gather_price(system, holders, lines, message_bytes)
 
@@ -148,14 +147,20 @@ class Window:
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
-        line = least(float(self.extent), line)
+        line = least(1.0 * self.extent, line)
         block = share(self.extent, line)
         message_bytes = self.reach * self.row_bytes / (lines if self.split else 1.0)
         b, hops = wavelets(system, message_bytes), share(self.reach, block)
         links = (line - 1.0) * lines
-        carried = least(float(self.reach), block) / self.reach  # of each message, on every hop but what is dropped on the way
+        carried = least(1.0 * self.reach, block) / self.reach  # of each message, on every hop but what is dropped on the way
         energy = b * hops * most(carried, 1.0 / hops) * links
         return travel(system, b, energy, links, hops, depth=hops, byte_hops=energy * system.link_bits / 8.0)
 
 
 Work = Elementwise | Product | Reduction | Gather | Window
+
+# Work whose sizes are arrays is many pieces of work at once. What chooses a formula is static.
+_STATIC = {"itemsize_bytes", "axis", "topology", "split", "operands"}
+for _kind in (Elementwise, Product, Reduction, Gather, Window):
+    _names = [f.name for f in dataclasses.fields(_kind)]
+    jax.tree_util.register_dataclass(_kind, [n for n in _names if n not in _STATIC], [n for n in _names if n in _STATIC])

@@ -8,6 +8,7 @@ from jax import lax
 
 from wsejax.compiler import walk
 from wsejax.compiler.ir import Op, scan_split
+from wsejax.compiler.program import Loop
 from wsejax.compiler.walk import Context, Step, rule, whole
 
 
@@ -17,6 +18,7 @@ def scan(op: Op, ctx: Context) -> Step:
     inner = [ctx.layouts[v] for v in body.ins]
     outs = [*inner[consts : consts + carry], *(ctx.layouts[v] for v in body.outs[carry:])]
     plan = ctx.plan(body, outs)
+    calls = [c.looped(Loop(op.source, op.params["length"], op.params["reverse"])) for c in plan.calls]
     lead = lambda lay: (None, *lay)
     ins = [*inner[: consts + carry], *map(lead, inner[consts + carry :])]
 
@@ -31,7 +33,7 @@ def scan(op: Op, ctx: Context) -> Step:
         last, stacked = lax.scan(step, init, scanned, **keys)
         return [*last, *stacked]
 
-    return Step(ins, [*outs[:carry], *map(lead, outs[carry:])], run, [c.times(op.params["length"]) for c in plan.calls])
+    return Step(ins, [*outs[:carry], *map(lead, outs[carry:])], run, calls)
 
 
 @rule("while")
