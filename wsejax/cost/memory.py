@@ -88,8 +88,8 @@ class Memory:
         return "\n".join([*lines, *self.advice])
 
     def map(self) -> Float[np.ndarray, "rows cols"]:
-        """Bytes of every PE at the peak, code included; the fullest has `peak_bytes`. Dimensions are cut into blocks along their axis, so the
-        last PEs may hold less; what is dealt evenly is the same everywhere."""
+        """Bytes of every PE at the peak, code included; the fullest has `peak_bytes`. Dimensions are cut into blocks along their axis, so
+        the last PEs may hold less; what is dealt evenly is the same everywhere."""
         rows, cols = int(np.min(self.system.rows)), int(np.min(self.system.cols))
         total = np.full((rows, cols), self.code_bytes + self.peak["buffers"])
         for held in self.held:
