@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -120,6 +122,38 @@ def k_tree(n: int, k: int = 2) -> Tree:
 def two_phase(n: int) -> Tree:
     """Chains inside groups of about sqrt(n) PEs, then a chain of the groups."""
     return k_tree(n, 2)
+
+
+SHAPES = {"chain": chain, "star": star, "tree": binary, "two_phase": two_phase}
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(topology: str, n: int) -> tuple[float, float, float]:
+    tree = SHAPES[topology](n)
+    return float(tree.energy), float(tree.contention), float(tree.depth)
+
+
+def numbers(topology: str, n: Any) -> tuple[Any, Any, Any]:
+    """(energy, contention, depth) of a tree on a line of `n` PEs, in messages. Of a number they are counted; of a traced value they are
+    the closed forms of the paper, which agree where `n` is a power of two (tree) or a square (two_phase).
+
+    Raises:
+      ValueError: an unknown topology.
+    """
+    if topology not in SHAPES:
+        raise ValueError(f"topology={topology!r}: must be one of {', '.join(SHAPES)}")
+    if isinstance(n, int | float):
+        return _counted(topology, int(n))
+    links = n - 1.0
+    if topology == "chain":
+        return links, 1.0, links
+    if topology == "star":
+        return n * links / 2.0, links, 1.0
+    if topology == "tree":
+        levels = jnp.log2(n)
+        return n / 2.0 * levels, levels, levels
+    group = jnp.sqrt(n)
+    return (n - group) + (group - 1.0) * group, 2.0, 2.0 * (group - 1.0)
 
 
 @functools.lru_cache(maxsize=128)
