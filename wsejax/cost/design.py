@@ -2,7 +2,7 @@
 
 A PE's area is that of WSE-2 (HC34: 228 x 170 um at 7 nm, half logic and half SRAM), scaled: SRAM by its bytes, the logic's lanes by
 the multiply-adds a cycle, its router by the width of its links. How the logic divides is not published: a guess, stated here.
-Power above idle is the energy of the work over its time, with the square of the clock for the voltage that it needs; leakage goes with area.
+Power above idle is the energy of the work over its time, with the square of the clock for the voltage it needs; leakage goes with area.
 """
 
 from __future__ import annotations
