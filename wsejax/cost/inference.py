@@ -17,7 +17,7 @@ import jax.tree_util
 
 from wsejax.cost.llm import LLM
 from wsejax.hardware import System
-from wsejax.kernels.pe.collectives import all_reduce_price, broadcast_price, reduce_price
+from wsejax.kernels.pe.collectives import all_reduce_price, reduce_price
 from wsejax.kernels.pe.gemm import mesh_gemm_price, times_transposed_price
 from wsejax.kernels.pe.gemv import gemv_price
 from wsejax.kernels.price import (
@@ -27,11 +27,9 @@ from wsejax.kernels.price import (
     copies_per_cycle,
     fma_per_cycle,
     least,
-    overlap,
+    most,
     share,
-    travel,
     vector_cycles,
-    wavelets,
 )
 
 # Of a decoded layer: two norms, q with k and v, scores, maximum, sum, values, output, gate with up, down (WaferLLM's decode program).
@@ -179,7 +177,7 @@ def prefill_layer_price(
     rows, cols = s.rows, s.cols
     queries, keys = llm.heads * llm.head_width, llm.kv_heads * llm.head_width
     rate = vector_rate(s, software, share(tokens, rows), itemsize_bytes)
-    panels = ceil(1.0 * (rows if isinstance(rows, int | float) and rows >= cols else cols))
+    panels = most(rows, cols)
 
     def gemm(k: Any, n: Any) -> Price:
         return mesh_gemm_price(s, rows, cols, tokens, share(k, panels) * panels, n, itemsize_bytes, rate)
@@ -190,7 +188,7 @@ def prefill_layer_price(
     hidden = here * share(llm.ffn_width, cols)
     rest = _exponentials(s, software, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
     up = gemm(llm.width, llm.ffn_width) * (2.0 if llm.gated else 1.0)
-    products = gemm(llm.width, queries) * 1.0 + gemm(llm.width, keys) * 2.0 + gemm(queries, llm.width) + up + gemm(llm.ffn_width, llm.width)
+    products = gemm(llm.width, queries) + gemm(llm.width, keys) * 2.0 + gemm(queries, llm.width) + up + gemm(llm.ffn_width, llm.width)
     seen = before + tokens
     blocks = seen / tokens
     scores = scores_price(s, tokens, queries, tokens, rate, software, itemsize_bytes) * blocks

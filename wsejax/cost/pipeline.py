@@ -105,6 +105,11 @@ class Deployment:
         layers = math.ceil(self.llm.layers / self.stages)
         return layers * layer_seconds + (far if self.wafers > 1 else near)
 
+    def token_interval_seconds(self, context: float) -> float:
+        """Between tokens of one sequence that are all known, such as a prompt's, and follow each other through the stages of decode."""
+        layer = decode_layer_price(self.region, self.llm, context, 1, self.software)
+        return self._stage_seconds(1, float(self.region.seconds(layer.cycles)))
+
     def decode_seconds(self, context: int, batch: int = 1) -> float:
         """For one more token of each of `batch` sequences: as many as stages are under way at once.
 
@@ -116,20 +121,31 @@ class Deployment:
         groups = math.ceil(batch / together)
         return max(self._through_seconds(together, layer) + head, groups * max(self._stage_seconds(together, layer), head))
 
-    def prefill_seconds(self, tokens: int, chunk: int | None = None) -> float:
-        """Of a prompt, to its first new token: chunks follow each other through the stages. None: the best of some lengths of a chunk."""
-        if chunk is None:
-            lengths = {min(tokens, c) for c in CHUNKS} | {tokens}
-            return min(self.prefill_seconds(tokens, c) for c in lengths if tokens <= 64 * c)
+    def _prefill(self, tokens: int, chunk: int) -> tuple[float, float]:
+        """(to the first new token, that the slowest stage is busy)."""
         if tokens < 1 or chunk < 1:
             raise ValueError(f"tokens={tokens!r}, chunk={chunk!r}: must be positive")
         sizes = [chunk] * (tokens // chunk) + ([tokens % chunk] if tokens % chunk else [])
-        before, seconds = 0, 0.0
-        for i, size in enumerate(sizes):
+        before, busy, last = 0, 0.0, 0.0
+        for size in sizes:
             layer = float(self.region.seconds(prefill_layer_price(self.region, self.llm, size, before, self.software).cycles))
-            seconds += (self._through_seconds if i == len(sizes) - 1 else self._stage_seconds)(size, layer)
-            before += size
-        return seconds + float(self.region.seconds(head_price(self.region, self.llm, 1, self.software).cycles))
+            stage, last = self._stage_seconds(size, layer), self._through_seconds(size, layer)
+            busy, before = busy + stage, before + size
+        head = float(self.region.seconds(head_price(self.region, self.llm, 1, self.software).cycles))
+        return busy - stage + last + head, busy
+
+    def best_chunk(self, tokens: int) -> int:
+        """Of the lengths that are tried, the one whose first new token comes first."""
+        lengths = sorted({min(tokens, c) for c in CHUNKS if tokens <= 64 * c})
+        return min(lengths or [tokens], key=lambda c: self._prefill(tokens, c)[0])
+
+    def prefill_seconds(self, tokens: int, chunk: int | None = None) -> float:
+        """Of a prompt, to its first new token: chunks follow each other through the stages."""
+        return self._prefill(tokens, self.best_chunk(tokens) if chunk is None else chunk)[0]
+
+    def prefill_busy_seconds(self, tokens: int, chunk: int | None = None) -> float:
+        """That a prompt keeps the slowest stage: what the next prompt waits at least."""
+        return self._prefill(tokens, self.best_chunk(tokens) if chunk is None else chunk)[1]
 
     def tokens_per_second_per_user(self, context: int, batch: int = 1) -> float:
         return 1.0 / self.decode_seconds(context, batch)
