@@ -129,7 +129,12 @@ def test_streamed_inference_warns():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(wafers=0), "wafers=0"), (dict(tokens=-1), "tokens=-1"), (dict(weight_bytes=0), "weight_bytes=0"), (dict(what="sell"), "what='sell'")],
+    [
+        (dict(wafers=0), "wafers=0"),
+        (dict(tokens=-1), "tokens=-1"),
+        (dict(weight_bytes=0), "weight_bytes=0"),
+        (dict(what="sell"), "what='sell'"),
+    ],
 )
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -347,9 +347,7 @@ GROUPS = (
         "LLM by T10",
         _claims("T10", "llm_decode", "llm_prefill", "llm_end_to_end"),
         _t10,
-        dict(
-            element_cycles=_ELEMENT, hop_cycles=_HOP, sum_cycles=Constant(9.6, 0.1, 1e3, "cycles", "a sum is passed on to the next PE")
-        ),
+        dict(element_cycles=_ELEMENT, hop_cycles=_HOP, sum_cycles=Constant(9.6, 0.1, 1e3, "cycles", "a sum is passed on to the next PE")),
     ),
     Group(
         "LLM by Ladder",
@@ -374,7 +372,6 @@ GROUPS = (
         _waferengine,
         dict(
             kernel_cycles=Constant(350.0, 0.0, 1e4, "cycles", "before and after a kernel"),
-            exp_cycles=Constant(20.0, 1.0, 300.0, "cycles", "an exponential"),
             token_cycles=Constant(55e3, 0.0, 1e6, "cycles", "a token outside the layers: sampling, and back to the first stage"),
         ),
         aim=0.15,
@@ -383,7 +380,7 @@ GROUPS = (
         "KV cache capacity",
         lambda p: p.experiment == "kv_cache_capacity",
         _capacity,
-        dict(code_bytes=Constant(5500.0, 1.0, 3e4, "bytes", "program text and buffers of a WaferLLM PE")),
+        dict(code_bytes=Constant(6900.0, 1.0, 3e4, "bytes", "program text and buffers of a WaferLLM PE")),
     ),
     Group("SRAM of a PE", lambda p: p.experiment == "pe_sram_budget", _budget),
     Group("LLM serving", lambda p: p.experiment == "llm_serving" and "CS-" in p.hardware, _serving),
