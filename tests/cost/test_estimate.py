@@ -78,6 +78,9 @@ def test_streamed_decode_is_hopeless():
     ("model", "what", "options", "verdict"),
     [
         ("gpt2", "train", dict(tokens=8192), "resident"),
+        ("gpt2", "train", {}, "resident"),
+        ("llama-3.1-8b", "train", {}, "streamed"),
+        ("llama-3.1-8b", "infer", {}, "resident"),
         ("gpt3-1.3b", "train", dict(tokens=2048), "resident"),
         ("gpt3-2.7b", "train", dict(tokens=2048), "streamed"),
         ("llama-3.1-8b", "train", dict(tokens=32768), "streamed"),
@@ -121,6 +124,13 @@ def test_most_tokens_just_fit():
     cache = int(fits(model, CS3, "infer", context=1024).most_tokens)
     assert fits(model, CS3, "infer", context=cache).verdict == "resident"
     assert fits(model, CS3, "infer", context=cache + 2).verdict != "resident"
+
+
+def test_tokens_are_chosen_so_that_streaming_does_not_stall_if_they_fit():
+    fit = fits(llm("llama-3.1-8b"), CS3)
+    assert fit.tokens >= fit.min_tokens and not any("stalls" in note for note in fit.notes)
+    large = fits(llm("llama-3.1-70b"), CS3.replace(code_per_pe_bytes=0.0))
+    assert large.tokens == int(large.most_tokens) < large.min_tokens and any("stalls" in note for note in large.notes)
 
 
 def test_streamed_inference_warns():

@@ -67,6 +67,23 @@ def test_busy_is_less_than_first_token_and_chunks_help():
     assert one < two < 2 * one  # the second chunk follows through the stages
 
 
+def test_energy_is_idle_power_shared_and_work_done():
+    """A CS-3 takes 15 to 23 kW: a token's energy is between idle and peak power over the rate, and sharing the wafer saves."""
+    d = Deployment(LEAN, LLAMA, 1, 5, 2)
+    one, many = d.joules_per_token(1024, 1), d.joules_per_token(1024, 10)
+    for joules, batch in ((one, 1), (many, 10)):
+        rate = d.tokens_per_second(1024, batch)
+        assert LEAN.idle_watts / rate < joules < LEAN.peak_watts / rate
+    assert many < one
+    free = dataclasses.replace(d, system=LEAN.replace(idle_watts=0.0))
+    assert (
+        free.joules_per_token(1024, 1)
+        == pytest.approx(free.joules_per_token(1024, 10))
+        == pytest.approx(one - LEAN.idle_watts / d.tokens_per_second(1024, 1))
+    )
+    assert d.summary(1024, 10)["modelled_tokens_per_second"] == d.tokens_per_second(1024, 10)
+
+
 def test_services_come_out_as_published():
     """Vendor, 2024: Llama-3.1-8B at 1,800 tokens/s on one wafer, 70B on four at 450, both 16-bit and plain: within a factor of 1.5."""
     small = deploy(LEAN, LLAMA, context=2048)

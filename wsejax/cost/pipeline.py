@@ -152,6 +152,28 @@ class Deployment:
         """Of all wafers together."""
         return batch / self.decode_seconds(context, batch)
 
+    def joules_per_token(self, context: int, batch: int = 1) -> float:
+        """Modelled energy of all wafers for a new token: what its layers and head move and compute, and its share of idle power."""
+        region, idle = self.region, self.system.replace(idle_watts=0.0)
+        layer = decode_layer_price(region, self.llm, context, 1, self.software).joules(idle)
+        head = head_price(region, self.llm, 1, self.software).joules(idle)
+        waiting = self.wafers * self.system.idle_watts / self.tokens_per_second(context, batch)
+        return float(layer * self.llm.layers + head + waiting)
+
+    def summary(self, context: int, batch: int = 1, prompt_tokens: int = 1024) -> dict[str, Any]:
+        """Where the layers lie, and modelled times and rates with `batch` sequences of `context` tokens."""
+        return {
+            **self.to_dict(),
+            "context": context,
+            "batch": batch,
+            "modelled_seconds_per_token": self.decode_seconds(context, batch),
+            "modelled_tokens_per_second_per_user": self.tokens_per_second_per_user(context, batch),
+            "modelled_tokens_per_second": self.tokens_per_second(context, batch),
+            "modelled_prefill_seconds": self.prefill_seconds(prompt_tokens),
+            "prompt_tokens": prompt_tokens,
+            "modelled_joules_per_token": self.joules_per_token(context, batch),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.llm.name,

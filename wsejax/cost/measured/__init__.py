@@ -1,1 +1,1 @@
-"""Published measurements, and the models that predict them: one file for a family, each with its `GROUPS`."""
+"""What was measured and published, group by group: each file exports `GROUPS`, models with few constants, each with a meaning."""
