@@ -110,6 +110,15 @@ def test_chunks_cost_more_than_the_prompt_at_once():
     assert whole < sum(prefill_layer_price(s, LLAMA, 512, b).cycles for b in range(0, 2048, 512))
 
 
+def test_what_is_kept_counts_in_blocks():
+    """Twice as many kept tokens cost twice their attention, whatever the blocks; a short last chunk does not make the blocks shorter."""
+    s = region(256, CS3)
+    at = lambda before, block=None: prefill_layer_price(s, LLAMA, 256, before, block=block).cycles
+    new = at(0, 1024)
+    assert (at(8192, 1024) - new) == pytest.approx(2 * (at(4096, 1024) - new))
+    assert at(8192, 1024) < at(8192)
+
+
 def test_a_head_costs_by_its_vocabulary():
     small = dataclasses.replace(LLAMA, vocab_size=32000)
     assert head_price(region(256), small).cycles < head_price(region(256), LLAMA).cycles

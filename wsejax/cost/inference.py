@@ -161,12 +161,12 @@ def scores_price(system: System, m: Any, k: Any, n: Any, fma_rate: Any, software
 
 
 def prefill_layer_price(
-    system: System, llm: LLM, tokens: Any, before: Any = 0, software: Software = WAFERLLM, itemsize_bytes: int = 2
+    system: System, llm: LLM, tokens: Any, before: Any = 0, software: Software = WAFERLLM, itemsize_bytes: int = 2, block: Any = None
 ) -> Price:
     """One layer for `tokens` new tokens of a sequence of which `before` are kept already, on the region `system`.
 
     Products run vector instructions along the sequence; nothing is skipped above the diagonal of the scores, as in WaferLLM's program. What
-    is kept comes by in blocks as long as the new tokens.
+    is kept comes by in blocks of `block` tokens, as long as the new tokens if None.
     """
     s = _coded(system, software, software.vector_cycles)
     bare = s.replace(launch_cycles=0.0)  # the starts of vector instructions are in the rate
@@ -184,12 +184,15 @@ def prefill_layer_price(
     rest = _exponentials(s, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
     up = gemm(llm.width, llm.ffn_width) * (2.0 if llm.gated else 1.0)
     products = gemm(llm.width, queries) + gemm(llm.width, keys) * 2.0 + gemm(queries, llm.width) + up + gemm(llm.ffn_width, llm.width)
-    seen = before + tokens
-    blocks = seen / tokens
-    rate = loop_rate(s, software, here, here, itemsize_bytes)
-    scores = scores_price(bare, tokens, queries, tokens, rate, software, itemsize_bytes) * blocks
-    elements = 1.0 * tokens * seen * llm.heads / s.pes
+    block = tokens if block is None else block
+
+    def attend(n: Any) -> Price:
+        """To `n` tokens: scores, and values weighted by them."""
+        rate = loop_rate(s, software, here, share(n, rows), itemsize_bytes)
+        return scores_price(bare, tokens, queries, n, rate, software, itemsize_bytes) + gemm(n, queries)
+
+    elements = 1.0 * tokens * (before + tokens) * llm.heads / s.pes
     soft = _elementwise(s, elements, 4.0, itemsize_bytes) + _exponentials(s, elements)
     soft += middle_all_reduce_price(s, cols, rows, here * llm.heads * itemsize_bytes, itemsize_bytes) * 2.0
-    values = gemm(tokens, queries) * blocks
-    return norm * 2.0 + products + rest + scores + soft + values + _kernels(software, PREFILL_KERNELS)
+    attention = attend(tokens) + attend(block) * (before / block)
+    return norm * 2.0 + products + rest + attention + soft + _kernels(software, PREFILL_KERNELS)

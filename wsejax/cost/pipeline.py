@@ -126,7 +126,8 @@ class Deployment:
         sizes = [chunk] * (tokens // chunk) + ([tokens % chunk] if tokens % chunk else [])
         before, busy, last = 0, 0.0, 0.0
         for size in sizes:
-            layer = float(self.region.seconds(prefill_layer_price(self.region, self.llm, size, before, self.software).cycles))
+            price = prefill_layer_price(self.region, self.llm, size, before, self.software, block=chunk)
+            layer = float(self.region.seconds(price.cycles))
             stage, last = self._stage_seconds(size, layer), self._through_seconds(size, layer)
             busy, before = busy + stage, before + size
         head = float(self.region.seconds(head_price(self.region, self.llm, 1, self.software).cycles))

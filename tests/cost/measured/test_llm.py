@@ -60,7 +60,7 @@ PUBLISHED = {
         point("llm_prefill", "forced prefill on decode pipeline, 28 stages", "throughput", "tokens/s", 45378.2, EPCC,
               model="Qwen3-1.7B", new_tokens=1024, prefix=1024),
     ]),
-    "LLM prefill on WSE-3": (0.5, [
+    "LLM prefill on WSE-3": (0.2, [
         point("llm_prefill", "WaferEngine dedicated prefill", "throughput", "tokens/s", 24700.2, EPCC,
               model="Qwen3-1.7B", chunk=768, seq=8192),
     ]),

@@ -368,7 +368,7 @@ GROUPS = (
         "LLM prefill on WSE-3",
         lambda p: _epcc(p) and p.experiment == "llm_prefill" and "forced" not in p.algorithm,
         _waferengine_prefill,
-        dict(row_wait=Constant(0.3, 0.0, 1.0, "share", "of a sum's way along a row that the next step waits for")),
+        dict(row_wait=Constant(0.05, 0.0, 1.0, "share", "of a sum's way along a row that the next step waits for")),
         aim=0.20,
     ),
     Group(
