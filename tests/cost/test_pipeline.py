@@ -109,6 +109,8 @@ def test_what_does_not_fit_is_named_with_its_size():
         deploy(CS3, LARGE, wafers=1, context=1024)
     with pytest.raises(ValueError, match="keys and values short by"):
         deploy(CS3, LLAMA, wafers=1, context=131072, batch=64)
+    with pytest.raises(ValueError, match="weight_bytes=-2"):
+        deploy(CS3, LLAMA, weight_bytes=-2)
     with pytest.raises(ValueError, match="batch=0"):
         deploy(CS3, LLAMA, batch=0)
     with pytest.raises(ValueError, match="tokens=0"):

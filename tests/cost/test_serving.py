@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import presets
 from wsejax.cost.llm import LLM
 from wsejax.cost.pipeline import Deployment
-from wsejax.cost.serving import Engine, Request, engine, poisson_requests, serve
+from wsejax.cost.serving import Engine, Request, engine, poisson_requests, read_trace, serve
 from wsejax.hardware import CS3
 
 PREFILL, DECODE = 0.01, 0.001
@@ -107,6 +107,14 @@ def test_arrivals_are_seeded_and_as_many_as_asked():
     assert a == b != c
     assert a[-1].arrival_seconds == pytest.approx(4000 / 7, rel=0.05)
     assert np.mean([r.prompt_tokens for r in a]) == pytest.approx(100, rel=0.05)
+
+
+def test_a_trace_is_read_row_by_row():
+    assert read_trace([(0.5, 10, 3), [1, 2, 1]]) == [Request(0.5, 10, 3), Request(1.0, 2, 1)]
+    with pytest.raises(ValueError, match=r"rows\[1\]=\(1.0, 2\)"):
+        read_trace([(0.0, 1, 1), (1.0, 2)])
+    with pytest.raises(ValueError, match=r"rows\[0\].*output_tokens=0"):
+        read_trace([(0.0, 1, 0)])
 
 
 # ---- deployments -----------------------------------------------------------------------------------------------------

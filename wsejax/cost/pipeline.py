@@ -220,6 +220,9 @@ def deploy(
     for name, value in dict(context=context, batch=batch, wafers=1 if wafers is None else wafers, most_wafers=most_wafers).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: must be a positive integer")
+    for name, value in dict(weight_bytes=weight_bytes, kv_bytes=kv_bytes).items():
+        if not value > 0:
+            raise ValueError(f"{name}={value!r}: must be positive")
     need = context * batch
     for count in range(1, most_wafers + 1) if wafers is None else (wafers,):
         fitting = [d for d in _tried(system, llm, count, weight_bytes, kv_bytes, software) if d.kv_tokens >= need]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,22 @@ def engine(deployment: Deployment, max_batch: int | None = None, step: int = 256
         kv_tokens=deployment.kv_tokens,
         max_batch=batch,
     )
+
+
+def read_trace(rows: Iterable[Sequence[float]]) -> list[Request]:
+    """Requests from rows of (arrival seconds, prompt tokens, output tokens).
+
+    Raises:
+      ValueError: a row that is no such triple; the message says which.
+    """
+    requests = []
+    for i, row in enumerate(rows):
+        try:
+            arrival, prompt, output = row
+            requests.append(Request(float(arrival), int(prompt), int(output)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"rows[{i}]={row!r}: not (arrival seconds, prompt tokens, output tokens): {error}") from error
+    return requests
 
 
 def poisson_requests(

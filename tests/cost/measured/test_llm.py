@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import least_squares
 
 from models import presets
+from wsejax.cost.inference import Software
 from wsejax.cost.llm import LLM
 from wsejax.cost.measured.llm import GROUPS, MODELS
 from wsejax.cost.points import Point, Unpredictable
@@ -100,6 +102,21 @@ def test_constants_start_within_bounds_and_matter():
             assert c.low <= c.start <= c.high
             moved = [abs(np.log(predicted(p, **{key: min(c.high, 2 * c.start)}) / predicted(p))) for p in points]
             assert max(moved) > 1e-4, (name, key)
+
+
+def test_the_defaults_are_where_a_fit_to_both_phases_ends():
+    """One set of constants for prefill and decode, within 5% of what the points here alone would choose."""
+    points = [p for name in ("LLM decode", "LLM prefill") for p in PUBLISHED[name][1]]
+    names = ("stage_cycles", "loop_cycles", "vector_cycles")
+    default = [getattr(Software(), n) for n in names]
+
+    def logs(values):
+        constants = dict(zip(names, values, strict=True))
+        return np.log([next(g for g in GROUPS if g.claims(p)).predict(p, constants) / p.value for p in points])
+
+    fitted = least_squares(logs, default, bounds=(0.1, 300), x_scale=default)
+    assert np.abs(fitted.fun - logs(default)).max() < 0.05
+    assert np.median(np.abs(logs(default))) < 0.05
 
 
 def test_dimensions_are_those_of_the_presets():
