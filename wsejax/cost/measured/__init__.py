@@ -1,0 +1,1 @@
+"""Models of published measurements, one module for each kind; each has its `GROUPS`."""
