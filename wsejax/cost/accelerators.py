@@ -3,8 +3,9 @@
 Dense peaks only: what vendors print with sparsity is half of that here. Bandwidths are one way. Prices are inputs: those of the presets are
 round figures for rented chips, an assumption, and what a comparison says of dollars is worth as much as they are.
 
-Sources by short names: "DS" the vendor's data sheet; "ISCA23" Jouppi et al., "TPU v4" (ISCA 2023); "ISCA22" Abts et al., "A Software-defined
-Tensor Streaming Multiprocessor" (ISCA 2022, Groq); "NCCL" the tuning constants of NCCL; "assumed" a figure that nobody printed.
+Sources by short names: "DS" the vendor's data sheet; "ISCA23" Jouppi et al., "TPU v4" (ISCA 2023); "ISCA22" Abts et al., "A
+Software-defined Tensor Streaming Multiprocessor" (ISCA 2022, Groq); "NCCL" the tuning constants of NCCL; "assumed" a figure that nobody
+printed.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Cluster:
     chips: Any
     # Megatron (SC21) reports 44 to 52% of peak on up to 3,072 A100 with communication, Llama 3 (2024) 38 to 43% on 16,384 H100.
     kernel_efficiency: Any = 0.45
-    # NCCL's ring reaches 370 of 450 GB/s on eight H100 (a maintainer, nccl-tests issue 212), 92% of the NICs on two boxes (see measured/gpu)
+    # NCCL's ring reaches 370 of 450 GB/s on eight H100 (a maintainer, nccl-tests issue 212), and 92% of the NICs on two boxes.
     network_efficiency: Any = 0.85
 
     def __post_init__(self) -> None:

@@ -61,10 +61,12 @@ class Plan:
         return ", ".join(parts + [word for word in ("fsdp", "recompute") if getattr(self, word)])
 
 
+_PARTS = ("compute_seconds", "tensor_seconds", "pipeline_seconds", "bubble_seconds", "data_seconds", "update_seconds")
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["compute_seconds", "tensor_seconds", "pipeline_seconds", "bubble_seconds", "data_seconds", "update_seconds"]
-    + ["hidden_seconds", "chip_bytes"],
+    data_fields=[*_PARTS, "hidden_seconds", "chip_bytes"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +167,8 @@ def check_plan(work: Workload, machine: Cluster, plan: Plan) -> None:
     if short > 0:
         largest = max(parts, key=lambda name: parts[name])
         raise ValueError(
-            f"{work.name} does not fit {machine.name} ({plan}): {short / 1e9:.3g} GB a chip are missing of {machine.chip.memory_bytes / 1e9:g};"
-            f" the largest part are the {largest}, {parts[largest] / 1e9:.3g} GB"
+            f"{work.name} does not fit {machine.name} ({plan}): a chip has {machine.chip.memory_bytes / 1e9:g} GB and is short of"
+            f" {short / 1e9:.3g} GB; most of it goes to {largest}, {parts[largest] / 1e9:.3g} GB"
         )
 
 

@@ -7,7 +7,8 @@ each layer's pass, the boundary of a step (gradients out and new weights in, whi
 joins the wafers (SwarmX: broadcast and reduction at line rate), and the wait for the slowest wafer.
 
 Sources: Cerebras' weight-streaming white paper (32 bits a weight each way), its SwarmX glossary (1.2 Tb/s a system, nodes of 1:4) and
-its MemoryX glossary (streaming overlaps with compute except at the boundary of an iteration, when weights are updated). The constants are fitted to published runs (`measured/training.py`).
+its MemoryX glossary (streaming overlaps with compute except at the boundary of an iteration, when weights are updated). The constants are
+fitted to published runs (`measured/training.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from .records import check_fields, replaced
 from .workload import Workload
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
-    "efficiency": (1e-3, 1), "layer_seconds": (0, 1), "wait_per_doubling": (0, 1), "weight_bytes": (0.1, 16), "boundary_share": (0, 1), "tree_arity": (2, 64),
-    "tree_node_seconds": (0, 1),
+    "efficiency": (1e-3, 1), "layer_seconds": (0, 1), "wait_per_doubling": (0, 1), "weight_bytes": (0.1, 16), "boundary_share": (0, 1),
+    "tree_arity": (2, 64), "tree_node_seconds": (0, 1),
 }  # fmt: skip
 
 
@@ -42,9 +43,7 @@ class Streaming:
 
     efficiency: Any = 0.47  # of the dense peak, where streaming keeps up: fitted to runs of 2023 to 2025
     layer_seconds: Any = 2.6e-3  # before each layer's pass, forward or backward: fitted to the same; Andromeda's runs imply a tenth
-    wait_per_doubling: Any = (
-        0.0115  # of a step, for the slowest wafer: 15.3 times the speed on 16 systems is (1 - 1 / 1.046) in 4 doublings
-    )
+    wait_per_doubling: Any = 0.0115  # of a step, for the slowest wafer: 16 systems are 15.3 times as fast as one (Sandia, 2024)
     weight_bytes: Any = 4.0  # of a streamed weight and of a gradient: the white paper's 32 bits
     boundary_share: Any = 1.0  # of a gradient out and a weight in, that the boundary of a step does not hide: all, by the glossary
     tree_arity: Any = 4.0  # SwarmX glossary: nodes of 1:4

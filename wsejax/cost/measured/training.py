@@ -30,6 +30,8 @@ _MODELS = [
     _llm("Llama-70B", 80, 8192, 64, 28672, 32000, 4096, gated=True, kv_heads=8),
     _llm("Llama-8B", 32, 4096, 32, 14336, 128256, 131072, gated=True, kv_heads=8),  # Llama 3 (Dubey et al., 2024)
     _llm("Mistral-7B", 32, 4096, 32, 14336, 32000, 32768, gated=True, kv_heads=8),  # Jiang et al., 2023
+    _llm("CodeLlama-34B", 48, 8192, 64, 22016, 32000, 16384, gated=True, kv_heads=8),  # Roziere et al., 2023
+    _llm("Qwen2-72B", 80, 8192, 64, 29568, 152064, 32768, gated=True, kv_heads=8),  # Yang et al., 2024
     _llm("GPT-J-6B", 28, 4096, 16, 16384, 50400, 2048),  # Wang and Komatsuzaki, 2021
     _llm("GPT-NeoX-20B", 44, 6144, 64, 24576, 50432, 2048),  # Black et al., 2022
     _llm("BERT-base", 12, 768, 12, 3072, 30522, 512, tied=True, causal=False),  # Devlin et al., 2019

@@ -1,0 +1,118 @@
+"""Language models and matrix-vector products on A100 with tensor parallelism, as the baseline of WaferLLM (OSDI 2025), and energy ratios.
+
+A token of decoding reads the weights and the cache once and all-reduces twice a layer; a prefill computes and does the same with all its
+tokens. The links reach far less than their line rate here: a few GB/s in prefill, which is host-driven or PCIe, whatever the text says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..llm import LLM
+from ..points import Constant, Group, Point, Unpredictable
+from .gpu import _count, _is_gpu, _rate, _share, _time, chip_of
+from .training import model
+
+_LONG_OUTPUT = 4096
+
+
+def _config(point: Point, name: str) -> float:
+    value = point.config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise Unpredictable(f"config says no {name}")
+    return float(value)
+
+
+def _llm(point: Point) -> LLM:
+    name = point.config.get("model")
+    if not isinstance(name, str):
+        raise Unpredictable("config says no model")
+    return model(name)
+
+
+def _all_reduce_seconds(point: Point, size_bytes: float, constants: Mapping[str, float]) -> float:
+    nodes, each = _count(point)
+    if nodes * each == 1:
+        return 0.0
+    where = "node" if nodes == 1 else "cluster"
+    return constants[f"{where}_us"] * 1e-6 + size_bytes / (constants[f"{where}_gbs"] * 1e9)
+
+
+def decode_seconds(point: Point, llm: LLM, context: float, constants: Mapping[str, float]) -> float:
+    """Of one token of one request."""
+    nodes, each = _count(point)
+    weights = 2.0 * (llm.layers * llm.block_parameters + llm.vocab_size * llm.width)
+    from_memory = weights + llm.kv_bytes_per_token() * context
+    chip = chip_of(point.hardware)
+    at_memory = from_memory / (nodes * each) / (chip.memory_bytes_per_second * constants["memory_share"])
+    return at_memory + 2 * llm.layers * _all_reduce_seconds(point, 2.0 * llm.width, constants)
+
+
+def prefill_flops(llm: LLM, tokens: float) -> float:
+    """Two a weight and token, and of attention the half that is not masked."""
+    attention = 2.0 * llm.layers * llm.heads * llm.head_width * tokens**2
+    return 2.0 * llm.layers * llm.block_parameters * tokens + attention
+
+
+def prefill_seconds(point: Point, llm: LLM, tokens: float, constants: Mapping[str, float]) -> float:
+    """Of a prompt: causal attention, and the head for its last token only."""
+    nodes, each = _count(point)
+    compute = prefill_flops(llm, tokens) / (nodes * each) / (chip_of(point.hardware).bf16_flops_per_second * constants["peak_share"])
+    return compute + 2 * llm.layers * _all_reduce_seconds(point, 2.0 * llm.width * tokens, constants)
+
+
+def _request(point: Point, constants: Mapping[str, float]) -> float:
+    llm = _llm(point)
+    if point.unit != "tokens/s":
+        raise Unpredictable(f"unit {point.unit!r}: rates in tokens/s are predicted")
+    if point.experiment == "llm_decode":
+        return 1.0 / decode_seconds(point, llm, _config(point, "context"), constants)
+    if point.experiment == "llm_prefill":
+        tokens = _config(point, "context")
+        nodes, each = _count(point)
+        per_chip = prefill_flops(llm, tokens) / tokens * point.value / (nodes * each)
+        if per_chip > (peak := chip_of(point.hardware).bf16_flops_per_second):
+            raise Unpredictable(f"not possible: {per_chip / 1e12:.0f} Tflop/s of a chip whose dense peak is {peak / 1e12:.0f}")
+        return tokens / prefill_seconds(point, llm, tokens, constants)
+    prompt, output = _config(point, "input_len"), _config(point, "output_len")
+    phases = prefill_seconds(point, llm, prompt, constants) + output * decode_seconds(point, llm, prompt + output / 2, constants)
+    # In the source, requests of 4,096 tokens run at the rate of decoding alone, and shorter ones at half of it; it does not say why.
+    return output / (phases * (1.0 if output >= _LONG_OUTPUT else constants["serving_factor"]))
+
+
+def _gemv(point: Point, constants: Mapping[str, float]) -> float:
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}.get(point.unit)
+    if point.metric != "latency" or scale is None:
+        raise Unpredictable(f"metric {point.metric!r} in {point.unit!r}: latencies in s, ms and us are predicted")
+    nodes, each = _count(point)
+    size = 2.0 * _config(point, "K") * _config(point, "N")
+    at_memory = size / (nodes * each) / (chip_of(point.hardware).memory_bytes_per_second * constants["memory_share"])
+    together = 0.0 if nodes * each == 1 else constants["gather_us"] * 1e-6
+    return scale * (at_memory + together)
+
+
+GROUPS: tuple[Group, ...] = (
+    Group(
+        name="GPU LLM inference",
+        claims=lambda point: point.experiment in ("llm_prefill", "llm_decode", "llm_end_to_end") and _is_gpu(point),
+        predict=_request,
+        constants={
+            "memory_share": _share(0.6, "share of the memory's bandwidth that decoding reaches"),
+            "peak_share": _share(0.7, "share of the dense peak that prefill reaches"),
+            "node_us": _time(34.0, "fixed time of an all-reduce in a node"),
+            "node_gbs": _rate(13.0, "its rate"),
+            "cluster_us": _time(80.0, "fixed time of an all-reduce over nodes"),
+            "cluster_gbs": _rate(9.0, "its rate"),
+            "serving_factor": Constant(2.0, 0.5, 10.0, "1", "time of a request of less than 4,096 tokens over that of its phases alone"),
+        },
+    ),
+    Group(
+        name="GPU GEMV",
+        claims=lambda point: point.experiment == "gemv" and _is_gpu(point),
+        predict=_gemv,
+        constants={
+            "memory_share": _share(0.8, "share of the memory's bandwidth that the product reaches"),
+            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
+        },
+    ),
+)
