@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wsejax.hardware import CS2
+from wsejax.kernels.pe.gemv import gemv_price
+
+from ..accelerators import A100
 from ..llm import LLM
 from ..points import Constant, Group, Point, Unpredictable
 from .gpu import _count, _is_gpu, _rate, _share, _time, chip_of
 from .training import model
 
 _LONG_OUTPUT = 4096
+_GEMV_SHARE = 0.86  # of an A100's memory bandwidth: what its stream benchmarks reach (BabelStream)
+_WSE2 = CS2.replace(clock_hz=1.1e9)  # the clock that the source states
+_GRID = (750.0, 750.0)  # the largest square that programs get
+_WAFER_OVER_CHIP = 37.0  # power of the wafer over that of an A100, by the source
 
 
 def _config(point: Point, name: str) -> float:
@@ -80,18 +88,40 @@ def _request(point: Point, constants: Mapping[str, float]) -> float:
     return output / (phases * (1.0 if output >= _LONG_OUTPUT else constants["serving_factor"]))
 
 
+def _gemv_seconds(point: Point, k: float, n: float, constants: Mapping[str, float]) -> float:
+    nodes, each = _count(point)
+    at_memory = 2.0 * k * n / (nodes * each) / (A100.memory_bytes_per_second * _GEMV_SHARE)
+    return at_memory + (0.0 if nodes * each == 1 else constants["gather_us"] * 1e-6)
+
+
 def _gemv(point: Point, constants: Mapping[str, float]) -> float:
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}.get(point.unit)
     if point.metric != "latency" or scale is None:
         raise Unpredictable(f"metric {point.metric!r} in {point.unit!r}: latencies in s, ms and us are predicted")
+    return scale * _gemv_seconds(point, _config(point, "K"), _config(point, "N"), constants)
+
+
+def _energy_ratio(point: Point, constants: Mapping[str, float]) -> float:
+    """GPUs over wafer: the chips' own power, as the source counts it, times modelled seconds of each."""
+    if point.experiment != "gemv":
+        raise Unpredictable("config does not say which grid of the wafer served the request: no time to multiply its power with")
     nodes, each = _count(point)
-    size = 2.0 * _config(point, "K") * _config(point, "N")
-    at_memory = size / (nodes * each) / (chip_of(point.hardware).memory_bytes_per_second * constants["memory_share"])
-    together = 0.0 if nodes * each == 1 else constants["gather_us"] * 1e-6
-    return scale * (at_memory + together)
+    k, n = _config(point, "K"), _config(point, "N")
+    on_wafer = _WSE2.seconds(gemv_price(_WSE2, *_GRID, k, n, 2).cycles) * constants["wafer_factor"]
+    on_gpus = _gemv_seconds(point, k, n, constants)
+    return nodes * each * on_gpus / (_WAFER_OVER_CHIP * float(on_wafer))
 
 
 GROUPS: tuple[Group, ...] = (
+    Group(
+        name="GPU over wafer energy",
+        claims=lambda point: point.metric == "energy_ratio" and "A100" in point.hardware,
+        predict=_energy_ratio,
+        constants={
+            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
+            "wafer_factor": Constant(0.7, 0.1, 10.0, "1", "time of the product on the wafer over its closed form"),
+        },
+    ),
     Group(
         name="GPU LLM inference",
         claims=lambda point: point.experiment in ("llm_prefill", "llm_decode", "llm_end_to_end") and _is_gpu(point),
@@ -111,7 +141,6 @@ GROUPS: tuple[Group, ...] = (
         claims=lambda point: point.experiment == "gemv" and _is_gpu(point),
         predict=_gemv,
         constants={
-            "memory_share": _share(0.8, "share of the memory's bandwidth that the product reaches"),
             "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
         },
     ),
