@@ -175,7 +175,7 @@ def break_even(one: Inputs, other: Inputs, field: str) -> float | None:
     low, high = float(max(low, 1e-9 if field == "tokens_per_hour" else low)), float(high)
     if excess(low) * excess(high) > 0:
         return None
-    return float(brentq(excess, low, high, xtol=1e-9, rtol=1e-12))
+    return float(brentq(excess, low, high, xtol=1e-9))  # type: ignore[arg-type]
 
 
 def popular_tco() -> tuple[Inputs, Inputs]:

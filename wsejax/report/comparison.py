@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from rich.table import Table
 
 from ..cost.compare import Comparison
@@ -14,8 +15,8 @@ from .plots import _figure, _save
 
 # What keeps machines busy is blue, what they wait for is warm.
 _COLOURS = {
-    "compute": "#1f5fa8", "update": "#9dbfe3", "layers": "#5b6675", "tensor parallel": "#d9822b", "pipeline": "#f0b775", "bubble": "#b9bec6",
-    "data parallel": "#c0182b", "stall": "#c0182b", "boundary": "#e58a94", "tree": "#7a2fb0", "wait": "#b58cd0", "fabric": "#d9822b",
+    "compute": "#1f5fa8", "update": "#9dbfe3", "layers": "#5b6675", "tensor parallel": "#d9822b", "pipeline": "#f0b775",
+    "bubble": "#b9bec6", "data parallel": "#c0182b", "stall": "#c0182b", "boundary": "#e58a94", "tree": "#7a2fb0", "wait": "#b58cd0", "fabric": "#d9822b",
 }  # fmt: skip
 _LOW, _HIGH = "#9dbfe3", "#d9822b"
 
@@ -109,6 +110,7 @@ def plot_tornado(
                 va="center",
                 fontsize="small",
             )
+    axes.legend(handles=[Patch(color=_LOW, label="low end"), Patch(color=_HIGH, label="high end")], loc="lower right")
     axes.axvline(total_dollars, color="#27313f", linewidth=0.8)
     axes.set(xlabel="total ($), on modelled throughput", yticks=range(len(swings)), yticklabels=[s.name.replace("_", " ") for s in swings])
     axes.set_title(title, loc="left")
