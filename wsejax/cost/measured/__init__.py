@@ -1,1 +1,1 @@
-"""Models of published measurements, one module for each kind; each has its `GROUPS`."""
+"""What was measured and published, group by group: each file exports `GROUPS`, models with few constants, each with a meaning."""
