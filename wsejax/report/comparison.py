@@ -15,8 +15,9 @@ from .plots import _figure, _save
 
 # What keeps machines busy is blue, what they wait for is warm.
 _COLOURS = {
-    "compute": "#1f5fa8", "update": "#9dbfe3", "layers": "#5b6675", "tensor parallel": "#d9822b", "pipeline": "#f0b775",
-    "bubble": "#b9bec6", "data parallel": "#c0182b", "stall": "#c0182b", "boundary": "#e58a94", "tree": "#7a2fb0", "wait": "#b58cd0", "fabric": "#d9822b",
+    "compute": "#1f5fa8", "update": "#9dbfe3", "layers": "#5b6675", "tensor parallel": "#d9822b", "fabric": "#d9822b",
+    "pipeline": "#f0b775", "bubble": "#b9bec6", "data parallel": "#c0182b", "stall": "#c0182b", "boundary": "#e58a94", "tree": "#7a2fb0",
+    "wait": "#b58cd0",
 }  # fmt: skip
 _LOW, _HIGH = "#9dbfe3", "#d9822b"
 

@@ -15,6 +15,7 @@ from ..alphabeta import Link, pipelined_all_reduce
 from ..points import Constant, Group, Point, Unpredictable
 
 _RING_SHARE = 370.0 / 450.0  # of NVLink, that a ring of eight H100 reaches: a maintainer in nccl-tests issue 212
+_SUMMING_SWITCH = ("H100", "H200", "B200")  # NVSwitch 3 and later; NCCL uses it unless told otherwise
 _OF_VOLUME = {"all_reduce": 1.0, "reduce_scatter": 0.5, "all_gather": 0.5}  # of what an all-reduce sends
 _BUS = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}  # nccl-tests' doc: bus bandwidth is this x (n-1)/n x size over time
 
@@ -65,7 +66,8 @@ def _line_seconds(point: Point, size_bytes: float, constants: Mapping[str, float
     if nodes * each < 2:
         raise Unpredictable("one GPU has nobody to reduce with")
     share = _OF_VOLUME[_kind(point)]
-    if nodes == 1 and "NVLS" in (str(point.config.get("algo", "")) + point.algorithm).upper():
+    named = f"{point.config.get('algo', '')} {point.algorithm}".upper()
+    if nodes == 1 and ("NVLS" in named or (chip.name in _SUMMING_SWITCH and "RING" not in named and "TREE" not in named)):
         # the switch sums and multicasts, so a chip sends each byte once and receives it once
         return share * size_bytes / (chip.scale_up_bytes_per_second * constants["switch_share"])
     inside = Link(0.0, chip.scale_up_bytes_per_second * _RING_SHARE)
