@@ -54,6 +54,12 @@ def test_it_is_json_and_says_modelled():
     assert len(read["conditions"]) == 1 and "tokens a step, communication is" in read["conditions"][0]
 
 
+def test_state_beyond_the_memory_outside_is_left_out():
+    huge = WORK.replace(parameters=1e12, state_bytes=16e12)
+    with pytest.raises(ValueError, match=r"does not fit CS-3: weights and optimizer state are 16 TB, .* 4 TB too little"):
+        compare(huge, ["cs3"])
+
+
 def test_the_popular_table_of_days_is_wrong():
     """20 B parameters and 1 T tokens: the article has 14 days on 64 A100, 5 on eight CS-3 and 18 on one. At what was measured they are
     about 155, 28 and 220."""
@@ -79,10 +85,10 @@ def test_a_program_that_the_compiler_laid_out_can_stand_beside_the_rest():
     step = wse.jit(lambda w, x: jnp.tanh(x @ w), wafer)
     lowered = step.lower(jax.ShapeDtypeStruct((64, 128), jnp.float32), jax.ShapeDtypeStruct((32, 64), jnp.float32))
     priced = cost(lowered, CS3, tokens=32)
-    work = Workload(
-        name="program", flops=priced.price.flops, tokens=32, parameters=64 * 128, parameter_bytes=4 * 64 * 128, gradient_bytes=0,
-        state_bytes=4 * 64 * 128, itemsize_bytes=4,
-    )  # fmt: skip
+    work = Workload.of_program(lowered, 32)
+    assert work.flops == 2 * 32 * 64 * 128 + 32 * 128 and work.gradient_bytes == 0  # the product, and a tanh each
+    assert work.parameters == 64 * 128 + 32 * 64  # both operands are arguments
+    assert work.parameter_bytes == work.state_bytes == 4 * work.parameters and work.itemsize_bytes == 4
     rows = compare(work, [priced, cluster(H100, 1)]).rows
     assert rows[0].step_seconds == pytest.approx(priced.step_seconds)
     assert sum(rows[0].parts.values()) == pytest.approx(priced.step_seconds)
@@ -99,6 +105,7 @@ def test_a_program_that_the_compiler_laid_out_can_stand_beside_the_rest():
         (["cs3"], {"dollars_per_hour": {"cs3": -1.0}}, r"dollars_per_hour\['cs3'\]=-1.0"),
         (["cs3"], {"micro_batches": 0}, "micro_batches=0"),
         (["groq-lpu"], {}, "does not fit 8 x Groq LPU"),
+        ([cluster("h100", 16)], {"plans": {"16 x H100": Plan(data=8)}}, "are 8 chips, 16 x H100 has 16"),
         ([Wafers(system=CS3)], {"dollars_per_hour": {"CS-3": float("nan")}}, "must be finite"),
     ],
 )

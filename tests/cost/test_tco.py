@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsejax.cost.tco import Inputs, break_even, corrected_tco, cost_per_converged_model, popular_tco, sensitivity, tco
+from wsejax.cost.compare import compare
+from wsejax.cost.llm import LLM
+from wsejax.cost.tco import Inputs, break_even, corrected_tco, cost_per_converged_model, inputs_of, popular_tco, sensitivity, tco
+from wsejax.cost.workload import Workload
 from wsejax.hardware import WSE3
 
 BASE = Inputs(
@@ -96,6 +99,18 @@ def test_gradients_agree_with_swings():
 def test_bad_inputs_are_named(changes, says):
     with pytest.raises(ValueError, match=says):
         BASE.replace(**changes)
+
+
+def test_inputs_of_a_compared_machine():
+    llm = LLM(name="1B", layers=16, width=2048, heads=16, kv_heads=16, head_width=128, ffn_width=8192, vocab_size=32000, context=2048)
+    row = compare(Workload.of_llm(llm, 256, 2048), ["cs3"], dollars_per_hour={"cs3": 50.0}).rows[0]
+    rented = inputs_of(row, steps=1000.0, runs=3.0)
+    assert tco(rented).training_hours == pytest.approx(3 * 1000 * row.step_seconds / 3600)
+    assert tco(rented).machine_dollars == pytest.approx(50 * tco(rented).training_hours) and tco(rented).energy_dollars == 0
+    own = inputs_of(row, tokens=1000.0 * 256 * 2048, energy_in_rate=False, pue=1.0, dollars_per_kwh=0.1)
+    assert tco(own).energy_dollars == pytest.approx(1000 * row.joules / 3.6e6 * 0.1)
+    with pytest.raises(ValueError, match="tokens=None, steps=None: give one"):
+        inputs_of(row)
 
 
 def test_bad_questions_are_named():

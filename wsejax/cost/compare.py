@@ -16,6 +16,7 @@ from wsejax.hardware.system import SYSTEMS, system
 
 from .accelerators import ACCELERATORS, Cluster, accelerator, cluster
 from .baselines import Plan, best_plan, check_plan, train_step
+from .estimate import OUTSIDE_BYTES
 from .model import Cost
 from .training import Streaming, wafer_step
 from .workload import Workload
@@ -108,6 +109,11 @@ def _label(one: Wafers | Cluster | Cost) -> str:
 
 
 def _wafer_row(work: Workload, one: Wafers, rate: float, streaming: Streaming | None, micro_batches: int) -> Row:
+    if work.state_bytes > OUTSIDE_BYTES:
+        raise ValueError(
+            f"{work.name} does not fit {_label(one)}: weights and optimizer state are {work.state_bytes / 1e12:.3g} TB, the memory outside"
+            f" the wafers holds {OUTSIDE_BYTES / 1e12:g} TB, {(work.state_bytes - OUTSIDE_BYTES) / 1e12:.3g} TB too little"
+        )
     step = wafer_step(one.system, work, one.count, micro_batches, streaming)
     seconds = float(step.seconds)
     parts = {name: float(value) for name, value in step.parts().items()}

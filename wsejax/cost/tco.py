@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from scipy.optimize import brentq
 
+from .compare import Row
 from .records import check_fields, replaced
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
@@ -103,6 +104,32 @@ def tco(inputs: Inputs) -> Tco:
         people_dollars=inputs.people_dollars_per_hour * people,
         energy_dollars=training * inputs.kilowatts * inputs.pue * inputs.dollars_per_kwh,
     )
+
+
+def inputs_of(row: Row, *, tokens: float | None = None, steps: float | None = None, energy_in_rate: bool = True, **more: Any) -> Inputs:
+    """Of a machine in a comparison: its modelled throughput, its rate and its power.
+
+    Args:
+      row: of `compare`.
+      tokens: of one run until the target, or
+      steps: of the compared size.
+      energy_in_rate: a rented machine's rate holds its energy; an own machine's power is paid for.
+      more: other fields of `Inputs`.
+
+    Raises:
+      ValueError: neither tokens nor steps, or both.
+    """
+    if (tokens is None) == (steps is None):
+        raise ValueError(f"tokens={tokens!r}, steps={steps!r}: give one of them, what a run needs to reach its target")
+    of_step = row.tokens_per_second * row.step_seconds
+    values = dict(
+        name=row.name,
+        tokens_per_hour=row.tokens_per_second * 3600,
+        tokens=tokens if tokens is not None else (steps or 0.0) * of_step,
+        dollars_per_hour=row.dollars / row.step_seconds * 3600,
+        kilowatts=0.0 if energy_in_rate else row.joules / row.step_seconds / 1000,
+    )
+    return Inputs(**{**values, **more})
 
 
 def cost_per_converged_model(inputs: Inputs, converged_share: Any = 1.0) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.tree_util
+
+from wsejax.compiler import Lowered, Program
 
 from .llm import LLM
 from .records import check_fields, replaced
@@ -44,6 +47,30 @@ class Workload:
     def replace(self, **changes: Any) -> Workload:
         """The same with some fields changed. Raises ValueError where a name is no field."""
         return replaced(self, changes)
+
+    @classmethod
+    def of_program(cls, program: Lowered | Program, tokens: float, name: str = "program") -> Workload:
+        """A step of any program that was lowered: the flops of its operations without padding, its weights, and its state.
+
+        Weights are the floating-point arguments that products or tables read, so inputs are among them; what is donated is state, and
+        gradients are as large as the weights where there is any. Loops of unknown length count once. Activations that a machine with
+        memory outside its chips would keep are not known from the wafer's program and count as none.
+
+        Raises:
+          ValueError: no tokens, or a program without weights or flops.
+        """
+        plan = program.program if isinstance(program, Lowered) else program
+        sizes = [math.prod(a.shape) for a in plan.weights]
+        return cls(
+            name=name,
+            flops=float(sum(call.flops * call.trips for call in plan.calls)),
+            tokens=tokens,
+            parameters=float(sum(sizes)),
+            parameter_bytes=float(plan.weight_bytes),
+            gradient_bytes=float(plan.weight_bytes if plan.state_bytes else 0),
+            state_bytes=float(max(plan.state_bytes, plan.weight_bytes)),
+            itemsize_bytes=plan.weight_bytes / max(1, sum(sizes)) or 4.0,
+        )
 
     @classmethod
     def of_llm(cls, llm: LLM, batch: int, seq_len: int, itemsize_bytes: int = 2, state_bytes_per_parameter: float = 16.0) -> Workload:

@@ -6,8 +6,10 @@ tokens. The links reach far less than their line rate here: a few GB/s in prefil
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from wsejax.cost.inference import decode_layer_price, prefill_layer_price
 from wsejax.hardware import CS2
 from wsejax.kernels.pe.gemv import gemv_price
 
@@ -101,17 +103,35 @@ def _gemv(point: Point, constants: Mapping[str, float]) -> float:
     return scale * _gemv_seconds(point, _config(point, "K"), _config(point, "N"), constants)
 
 
+def _token_ratio(point: Point, llm: LLM, context: float) -> float:
+    """Seconds on GPUs over seconds on the wafer, of a token that is decoded or of a prompt. The wafer runs WaferLLM's form of the model
+    (one head as wide as the model) on grids that the source used: 660 x 660 PEs in prefill, 420 x 420 in decode."""
+    on_wafer = dataclasses.replace(llm, heads=1, kv_heads=1, head_width=llm.width)
+    if point.experiment == "llm_decode":
+        price = decode_layer_price(_WSE2.replace(rows=420.0, cols=420.0), on_wafer, context)
+        on_gpus = decode_seconds(point, llm, context, _SERVED)
+    else:
+        price = prefill_layer_price(_WSE2.replace(rows=660.0, cols=660.0), on_wafer, context)
+        on_gpus = prefill_seconds(point, llm, context, _SERVED)
+    return on_gpus / float(_WSE2.seconds(price.cycles) * llm.layers)
+
+
 def _energy_ratio(point: Point, constants: Mapping[str, float]) -> float:
     """GPUs over wafer: the chips' own power, as the source counts it, times modelled seconds of each."""
-    if point.experiment != "gemv":
-        raise Unpredictable("config does not say which grid of the wafer served the request: no time to multiply its power with")
     nodes, each = _count(point)
+    if point.experiment != "gemv":
+        return nodes * each / _WAFER_OVER_CHIP * _token_ratio(point, _llm(point), _config(point, "context"))
     k, n = _config(point, "K"), _config(point, "N")
     on_wafer = _WSE2.seconds(gemv_price(_WSE2, *_GRID, k, n, 2).cycles) * constants["wafer_factor"]
     on_gpus = _gemv_seconds(point, k, n, constants)
     return nodes * each * on_gpus / (_WAFER_OVER_CHIP * float(on_wafer))
 
 
+# What the group of language models below fits, so that the ratios of their energies are predicted without constants of their own.
+_SERVED = {
+    "memory_share": 0.61, "peak_share": 0.67, "node_us": 32.0, "node_gbs": 14.0, "cluster_us": 82.0, "cluster_gbs": 9.5,
+    "serving_factor": 2.0,
+}  # fmt: skip
 GROUPS: tuple[Group, ...] = (
     Group(
         name="GPU over wafer energy",
@@ -127,13 +147,15 @@ GROUPS: tuple[Group, ...] = (
         claims=lambda point: point.experiment in ("llm_prefill", "llm_decode", "llm_end_to_end") and _is_gpu(point),
         predict=_request,
         constants={
-            "memory_share": _share(0.6, "share of the memory's bandwidth that decoding reaches"),
-            "peak_share": _share(0.7, "share of the dense peak that prefill reaches"),
-            "node_us": _time(34.0, "fixed time of an all-reduce in a node"),
-            "node_gbs": _rate(13.0, "its rate"),
-            "cluster_us": _time(80.0, "fixed time of an all-reduce over nodes"),
-            "cluster_gbs": _rate(9.0, "its rate"),
-            "serving_factor": Constant(2.0, 0.5, 10.0, "1", "time of a request of less than 4,096 tokens over that of its phases alone"),
+            "memory_share": _share(_SERVED["memory_share"], "share of the memory's bandwidth that decoding reaches"),
+            "peak_share": _share(_SERVED["peak_share"], "share of the dense peak that prefill reaches"),
+            "node_us": _time(_SERVED["node_us"], "fixed time of an all-reduce in a node"),
+            "node_gbs": _rate(_SERVED["node_gbs"], "its rate"),
+            "cluster_us": _time(_SERVED["cluster_us"], "fixed time of an all-reduce over nodes"),
+            "cluster_gbs": _rate(_SERVED["cluster_gbs"], "its rate"),
+            "serving_factor": Constant(
+                _SERVED["serving_factor"], 0.5, 10.0, "1", "time of a request of less than 4,096 tokens over that of its phases alone"
+            ),
         },
     ),
     Group(
