@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsejax.cost.accelerators import A100, H100, cluster
-from wsejax.cost.alphabeta import Link, ring_all_gather
+from wsejax.cost.alphabeta import ALL_REDUCES, Link, ring_all_gather
 from wsejax.cost.baselines import Plan, best_plan, bubble_share, check_plan, chip_bytes, plans, train_step
 from wsejax.cost.compare import communication_tax
 from wsejax.cost.llm import LLM
@@ -26,6 +26,7 @@ PLANS = [
     Plan(data=64, overlap=0.0),
     Plan(data=64, fsdp=True, micro_batches=4),
     Plan(data=8, tensor=8),
+    Plan(data=32, tensor=2, all_reduce="ring", overlap=0.5),
     Plan(data=16, tensor=2, pipeline=2, micro_batches=8),
     Plan(data=4, tensor=4, pipeline=4, micro_batches=16, recompute=True),
     Plan(pipeline=8, tensor=8, micro_batches=32, schedule="gpipe"),
@@ -138,6 +139,16 @@ def test_little_work_for_much_memory_is_bound_by_memory():
     assert step.compute_seconds == pytest.approx((3 * WORK.parameter_bytes + WORK.memory_traffic_bytes / 8) / 2e10)
 
 
+def test_algorithms_differ_as_they_should():
+    """A flat ring goes at the pace of the network and a tree sends everything at each level; the hierarchy uses all NICs."""
+    took = {name: train_step(WORK, cluster("h100", 64), Plan(data=64, overlap=0.0, all_reduce=name)).data_seconds for name in ALL_REDUCES}
+    assert took["pipelined"] < took["hierarchical"] < took["ring"] < took["tree"]
+    assert took["halving"] == pytest.approx(took["ring"], rel=0.05)
+    small = WORK.replace(gradient_bytes=64.0)
+    took = {name: train_step(small, cluster("h100", 64), Plan(data=64, overlap=0.0, all_reduce=name)).data_seconds for name in took}
+    assert took["tree"] < took["ring"] and took["halving"] < took["ring"]
+
+
 def test_memory_by_component():
     """20 B parameters of 16 bytes: 329 GB of state, which one chip cannot hold and 64 can together."""
     work = Workload.of_llm(TWENTY, 64, 2048)
@@ -175,6 +186,7 @@ def test_no_plan_says_what_is_missing():
         ({"tensor": 2.0}, "tensor=2.0"),
         ({"micro_batches": True}, "micro_batches=True"),
         ({"schedule": "zigzag"}, "schedule='zigzag': unknown; known are 1f1b and gpipe"),
+        ({"all_reduce": "star"}, "all_reduce='star': unknown; known are ring, tree"),
         ({"overlap": 1.5}, "overlap=1.5: a share"),
     ],
 )

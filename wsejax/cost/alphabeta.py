@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -101,3 +102,24 @@ def pipelined_all_reduce(per_domain: Any, domains: Any, size_bytes: Any, inside:
     within = 2 * (per_domain - 1) / per_domain * size_bytes / inside.bytes_per_second
     between = 2 * (domains - 1) / domains * size_bytes / per_domain / outside.bytes_per_second
     return 2 * (per_domain - 1) * inside.latency_seconds + 2 * (domains - 1) * outside.latency_seconds + most(within, between)
+
+
+def _slowest(domains: Any, inside: Link, outside: Link) -> Link:
+    """The link that a ring or a tree over all chips waits for."""
+    if isinstance(domains, int | float):
+        return outside if domains > 1 else inside
+    return jax.tree.map(lambda within, between: jnp.where(domains > 1, between, within), inside, outside)
+
+
+def _flat(form: Callable[[Any, Any, Link], Any]) -> Callable[[Any, Any, Any, Link, Link], Any]:
+    return lambda each, domains, size, inside, outside: form(each * domains, size, _slowest(domains, inside, outside))
+
+
+ALL_REDUCES: Mapping[str, Callable[[Any, Any, Any, Link, Link], Any]] = {
+    "ring": _flat(ring_all_reduce),
+    "tree": _flat(tree_all_reduce),
+    "halving": _flat(halving_all_reduce),
+    "hierarchical": hierarchical_all_reduce,
+    "pipelined": pipelined_all_reduce,
+}
+"""By name, of (chips in a domain, domains, bytes, link inside, link outside). The flat ones go at the pace of the slowest link."""

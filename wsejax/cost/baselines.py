@@ -20,7 +20,7 @@ import jax
 from wsejax.kernels.price import least, most
 
 from .accelerators import Cluster
-from .alphabeta import Link, hierarchical_all_gather, pipelined_all_reduce
+from .alphabeta import ALL_REDUCES, Link, hierarchical_all_gather
 from .workload import Workload
 
 
@@ -39,6 +39,7 @@ class Plan:
     fsdp: bool = False  # state and gradients divided over the data-parallel replicas
     recompute: bool = False  # keep only what passes between layers, and compute the rest again
     schedule: str = "1f1b"  # or "gpipe": the same time, but all micro-batches' activations are held
+    all_reduce: str = "pipelined"  # the algorithm, one of `alphabeta.ALL_REDUCES`
     overlap: float = 1.0  # of the backward pass (FSDP: of the whole) that gradients may travel behind
 
     def __post_init__(self) -> None:
@@ -48,6 +49,8 @@ class Plan:
                 raise ValueError(f"{name}={value!r}: must be a positive integer")
         if self.schedule not in ("1f1b", "gpipe"):
             raise ValueError(f"schedule={self.schedule!r}: unknown; known are 1f1b and gpipe")
+        if self.all_reduce not in ALL_REDUCES:
+            raise ValueError(f"all_reduce={self.all_reduce!r}: unknown; known are {', '.join(ALL_REDUCES)}")
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap={self.overlap!r}: a share, from 0 to 1")
 
@@ -121,10 +124,10 @@ def _split(machine: Cluster, ranks: int, stride: int) -> tuple[Any, Any]:
     return per_domain, ranks / per_domain
 
 
-def _all_reduce(machine: Cluster, ranks: int, stride: int, size_bytes: Any) -> Any:
+def _all_reduce(machine: Cluster, ranks: int, stride: int, size_bytes: Any, algorithm: str) -> Any:
     if ranks == 1:
         return 0.0
-    return machine.chip.launch_seconds + pipelined_all_reduce(*_split(machine, ranks, stride), size_bytes, *links(machine))
+    return machine.chip.launch_seconds + ALL_REDUCES[algorithm](*_split(machine, ranks, stride), size_bytes, *links(machine))
 
 
 def _all_gather(machine: Cluster, ranks: int, stride: int, size_bytes: Any) -> Any:
@@ -184,7 +187,7 @@ def train_step(work: Workload, machine: Cluster, plan: Plan) -> Step:
     compute = most(at_peak, from_memory)
 
     passes = 6.0 if plan.recompute else 4.0
-    of_layer = _all_reduce(machine, t, 1, work.boundary_bytes / d / m)
+    of_layer = _all_reduce(machine, t, 1, work.boundary_bytes / d / m, plan.all_reduce)
     tensor = passes * work.layers / p * m * of_layer
     message = links(machine)[1].seconds(work.boundary_bytes / d / m / t)
     pipeline = 2.0 * (m + p - 1) * message if p > 1 else 0.0
@@ -196,7 +199,7 @@ def train_step(work: Workload, machine: Cluster, plan: Plan) -> Step:
         messages = 2.0 * m * gather + _all_gather(machine, d, t, gradients)
         room = plan.overlap * compute
     else:
-        messages = _all_reduce(machine, d, t, gradients)
+        messages = _all_reduce(machine, d, t, gradients, plan.all_reduce)
         room = plan.overlap * compute * 2.0 / 3.0
     hidden = least(messages, room)
     update = 2.0 * work.state_bytes / (t * p) / (d if plan.fsdp else 1) / chip.memory_bytes_per_second

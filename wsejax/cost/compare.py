@@ -23,6 +23,7 @@ from .workload import Workload
 
 # Nobody publishes what a wafer rents for. A system of 2 to 3 million dollars over three years is 76 to 114 dollars an hour: an assumption.
 WAFER_DOLLARS_PER_HOUR = 110.0
+_GPUS = ("A100", "H100", "H200", "B200")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Row:
 
     name: str
     plan: str
-    error_group: str | None  # of published measurements that the model was held against; None: of each kernel its own
+    error_group: str | None  # of published measurements that the model was held against; None: nothing was measured, or each kernel has its own
     step_seconds: float
     tokens_per_second: float
     mfu: float  # model flops over the dense peak at the workload's precision
@@ -141,7 +142,7 @@ def _cluster_row(work: Workload, one: Cluster, rate: float, plan: Plan | None) -
     return Row(
         name=one.name,
         plan=str(plan),
-        error_group="GPU training hours",
+        error_group="GPU training hours" if one.chip.name in _GPUS else None,
         step_seconds=seconds,
         tokens_per_second=float(work.tokens) / seconds,
         mfu=float(work.flops / seconds / one.dense_peak_flops_per_second(int(work.itemsize_bytes))),

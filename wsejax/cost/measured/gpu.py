@@ -41,8 +41,9 @@ def _count(point: Point) -> tuple[int, int]:
         numbers = [int(n) for n in re.findall(r"\d+", gpus)]
         if len(numbers) in (1, 2) and all(numbers):
             return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
-    if not isinstance(nodes, int) and (named := re.search(r"(\d+)\s*nodes", point.hardware)):
+    if not isinstance(nodes, int) and (named := re.search(r"(\d+)\s*nodes(?:\s*x\s*(\d+))?", point.hardware)):
         nodes = int(named[1])
+        gpus = nodes * int(named[2]) if named[2] and not isinstance(gpus, int) else gpus
     nodes = nodes if isinstance(nodes, int) and nodes >= 1 else 1
     if not isinstance(gpus, int) and (named := re.match(r"(\d+)\s*x\s", point.hardware)):
         gpus = int(named[1])
@@ -76,12 +77,12 @@ def _line_seconds(point: Point, size_bytes: float, constants: Mapping[str, float
 
 
 def _collective(point: Point, constants: Mapping[str, float]) -> float:
+    if "NIC" in point.unit or "nic" in point.metric.lower().split("_"):
+        return chip_of(point.hardware).scale_out_bytes_per_second * constants["network_share"] / 1e9
     if "bandwidth" in point.metric:
         nodes, each = _count(point)
         size = float(point.config.get("bytes", 8 * 2**30))
         bus = 1.0 if point.metric.startswith("algo") else _BUS[_kind(point)] * (nodes * each - 1) / (nodes * each)
-        if "NIC" in point.unit or "NIC" in point.metric.upper():
-            return chip_of(point.hardware).scale_out_bytes_per_second * constants["network_share"] / 1e9
         seconds = _line_seconds(point, size, constants) if size >= 2**26 and nodes == 1 else _seconds(point, size, constants)
         return bus * size / seconds / 1e9
     size = point.config.get("bytes")
