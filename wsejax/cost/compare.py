@@ -47,7 +47,7 @@ class Row:
 
     name: str
     plan: str
-    error_group: str | None  # of published measurements that the model was held against; None: nothing was measured, or each kernel has its own
+    error_group: str | None  # of published points that the model was held against; None: there are none, or each kernel has its own
     step_seconds: float
     tokens_per_second: float
     mfu: float  # model flops over the dense peak at the workload's precision
