@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsejax.hardware import CS1, CS2, CS3, System
+from wsejax.kernels.pe import trees
+from wsejax.kernels.pe.collectives import broadcast_price
 
 from ..points import Point, Unpredictable
 
@@ -81,3 +83,9 @@ def itemsize_bytes(point: Point, default: str = "fp32") -> int:
     if not bits:
         raise Unpredictable(f"dtype={name!r}: unknown; known are those that end in their number of bits")
     return int(bits[0]) // 8
+
+
+def scalar_all_reduce_cycles(system: System, grid: tuple[int, int]) -> float:
+    """One number of every PE, summed in the middle of the grid and copied back to all: along half lines, with the best of the K-trees."""
+    up = sum(min(trees.k_tree(n // 2, k).model_cycles(1) for k in range(1, 10)) for n in grid)
+    return up + sum(float(broadcast_price(system, n / 2.0, 1.0, 4.0).cycles) for n in grid)

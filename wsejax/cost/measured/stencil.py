@@ -40,7 +40,7 @@ _PLAIN = {"pass_cycles": Constant(3.0, 0.1, 100.0, "cycles", "of a pass, for eac
 def _as_seen(system: System, launch: float, task: float, per_cell: float) -> System:
     """The machine with what these programs reach; one wavelet a cycle, as the simulator has it."""
     return system.replace(
-        launch_cycles=max(launch, 1e-6), task_cycles=max(task, 1e-6), sustained_fp32_fma_per_cycle=1.0 / per_cell,
+        launch_cycles=launch, task_cycles=task, sustained_fp32_fma_per_cycle=1.0 / per_cell,
         sustained_fp16_fma_per_cycle=2.0 / per_cell, fp32_copies_per_cycle=2.0, fp16_copies_per_cycle=4.0, wavelet_cycles=1.0,
     )  # fmt: skip
 
@@ -51,7 +51,9 @@ def _tiled(point: Point, c: Mapping[str, float], system: System) -> float:
     if radius < 1:
         raise Unpredictable(f"radius={radius}: a star reaches one cell or more")
     # the PEs at the border hold still, so that those inside always have four neighbours
-    price = lambda seen: float(stencil_price(seen, (3, 3), (height, width), star(radius), item, conflict_cycles=c["conflict_cycles"]).cycles)
+    price = lambda seen: float(
+        stencil_price(seen, (3, 3), (height, width), star(radius), item, conflict_cycles=c["conflict_cycles"] * (radius > 1)).cycles
+    )
     if radius > 1:
         return price(_as_seen(system, c["launch_cycles"], c["task_cycles"], c["pass_cycles"]))
     if "wide_pass_cycles" not in c or min(width, height) < 4:
