@@ -7,7 +7,6 @@ how far a few numbers go, not what a new machine would show. The simulator of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from wsejax.hardware import CS2, System
 from wsejax.kernels.price import copies_per_cycle, fma_per_cycle, vector_cycles
@@ -135,9 +134,7 @@ def _example(point: Point, c: Mapping[str, float]) -> float:
         rate, launch = fma_per_cycle(system, 4), system.launch_cycles
         query = width * (launch + keys / rate) + keys * (launch + width / rate) + keys * c["exp_cycles"]
         return keys / share * float(query)
-    raise Unpredictable(
-        f"algorithm={point.algorithm!r}, config={dict(point.config)!r}: no closed form for this program, or the point does not hold its sizes"
-    )
+    raise Unpredictable(f"algorithm={point.algorithm!r}: no closed form for this program, or the point does not hold its sizes")
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -152,25 +149,19 @@ def _micro(point: Point) -> bool:
     return point.experiment in ("pe_microbenchmark", "pe_roofline_suite") and point.metric != "value"
 
 
-_EXP: dict[str, Any] = {
-    "start": 20.0,
-    "low": 1.0,
-    "high": 400.0,
-    "unit": "cycles",
-    "meaning": "of a scalar exponential and what goes with it",
-}
+_EXP = Constant(20.0, 1.0, 400.0, "cycles", "of an exponential and what goes with it")
 GROUPS = (
     Group("PE instructions", _micro, _vector, {}, 0.15),
     Group("PE pipeline, carried over", lambda p: p.experiment == "pe_microbenchmark", _vector, {}, 0.15),
     Group("PE loop forms", lambda p: p.experiment == "pe_loop_forms", _loop, {}, 0.15),
     Group("PE functions", lambda p: p.experiment == "pe_function", _function, {
         "call_cycles": Constant(40.0, 1.0, 400.0, "cycles", "of a vector instruction with the scalar code round it"),
-        "exp_cycles": Constant(**_EXP),
+        "exp_cycles": _EXP,
     }, 0.15),
     Group("SDK example kernels", lambda p: p.experiment == "csl_examples_kernel" and simulated(p), _example, {
-        "body_cycles": Constant(29.0, 5.0, 200.0, "cycles", "of the body of a scalar loop: two loads, an index, a product, the branch back"),
+        "body_cycles": Constant(29.0, 5.0, 200.0, "cycles", "of the body of a scalar loop: loads, indices, a product, the branch back"),
         "step_cycles": Constant(200.0, 1.0, 5000.0, "cycles", "of an exchange with neighbours, with its tasks"),
-        "exp_cycles": Constant(**_EXP),
+        "exp_cycles": _EXP,
     }),
     Group("PE memory", lambda p: p.experiment == "pe_sram_budget", _budget),
 )  # fmt: skip
