@@ -20,7 +20,8 @@ from wsejax.compiler.cache import LOG, CacheInfo, Entry
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.export import Exported, export
 from wsejax.compiler.layout import Layouts
-from wsejax.compiler.program import Program
+from wsejax.compiler.program import Array, Program
+from wsejax.compiler.work import weights_of
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -53,6 +54,11 @@ class Lowered:
         """Of arguments and results: those in the cache, so that a hit is not planned, else those of the plan."""
         return self._entry.layouts() if self._entry is not None and self._entry.found else (self.plan.ins, self.plan.outs)
 
+    @property
+    def donated(self) -> tuple[int, ...]:
+        """Numbers of the flat arguments that are given away."""
+        return self._given_away
+
     def explain(self) -> str:
         """Whether the program is in the cache, and if not, which parts of the key differ from the nearest program of the same function."""
         if self._entry is None:
@@ -62,7 +68,11 @@ class Lowered:
     @property
     def program(self) -> Program:
         """What happens on the fabric, as data."""
-        return Program(tuple(self.plan.calls), self.plan.local_ops, self.wafer.tiles)
+        plan = self.plan
+        layout = dict(zip(plan.graph.ins, plan.ins, strict=True))
+        weights = tuple(Array.of(v, layout[v]) for v in weights_of(plan.graph))
+        state_bytes = sum(plan.graph.ins[n].size_bytes for n in self._given_away)
+        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes)
 
     def audit(self) -> Audit:
         """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found,

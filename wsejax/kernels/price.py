@@ -61,6 +61,11 @@ def ceil(x: Any) -> Any:
     return x + jax.lax.stop_gradient(jnp.ceil(x) - x)
 
 
+def floor(x: Any) -> Any:
+    """Rounded down, as `ceil`."""
+    return -ceil(-x)
+
+
 def share(n: Any, parts: Any) -> Any:
     """Elements of `n` that the fullest of `parts` PEs holds."""
     return ceil(n / parts)

@@ -106,7 +106,7 @@ def _function(point: Point, c: Mapping[str, float]) -> float:
     scalars = {"silu": tokens * of["ffn"], "softmax": tokens * number(point, "seq", default=p) / p, "exp": tokens * of["ffn"]}
     for key, elements in scalars.items():
         if key in name:
-            return c["call_cycles"] + elements * c["exp_cycles"]
+            return c["call_cycles"] + elements * system.special_cycles
     vectors = {"rms": ("width", 3.0), "norm": ("width", 3.0), "rope": ("queries", 4.0), "residual": ("width", 1.0), "add": ("width", 1.0)}
     for key, (side, passes) in vectors.items():
         if key in name:
@@ -156,7 +156,6 @@ GROUPS = (
     Group("PE loop forms", lambda p: p.experiment == "pe_loop_forms", _loop, {}, 0.15),
     Group("PE functions", lambda p: p.experiment == "pe_function", _function, {
         "call_cycles": Constant(40.0, 1.0, 400.0, "cycles", "of a vector instruction with the scalar code round it"),
-        "exp_cycles": _EXP,
     }, 0.15),
     Group("SDK example kernels", lambda p: p.experiment == "csl_examples_kernel" and simulated(p), _example, {
         "body_cycles": Constant(29.0, 5.0, 200.0, "cycles", "of the body of a scalar loop: loads, indices, a product, the branch back"),

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.stats
 
 from wsejax.hardware import CS2, System
-from wsejax.kernels.pe.gemm import local_product_price
 from wsejax.kernels.pe.sparse import entries_price
+from wsejax.kernels.price import vector_cycles
 
 from ..points import Constant, Group, Point, Unpredictable
 from .read import number
@@ -79,7 +79,7 @@ def _gemm(point: Point, c: Mapping[str, float]) -> float:
     _compute_only(point)
     rows, cols = _piece(point)
     seen = _as_seen(c["launch_cycles"], c["fma_cycles"])
-    return number(point, "M") * float(local_product_price(seen, rows, cols, 1.0, 4))
+    return number(point, "M") * float(vector_cycles(seen, rows * cols, seen.sustained_fp32_fma_per_cycle, instructions=cols))
 
 
 def _as_seen(launch_cycles: float, cycles: float) -> System:

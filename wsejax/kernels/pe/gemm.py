@@ -24,7 +24,7 @@ from wsejax.fabric.line import ALONG
 from wsejax.hardware import System
 from wsejax.kernels.pe.collectives import reduce_price, ring_hops
 from wsejax.kernels.pe.tiles import Grid, from_tiles, to_tiles
-from wsejax.kernels.price import Price, computing, fma_per_cycle, most, overlap, share, travel, vector_cycles, wavelets
+from wsejax.kernels.price import Price, computing, fma_per_cycle, least, most, overlap, share, travel, vector_cycles, wavelets
 
 RINGS = ("folded", "line")
 
@@ -229,9 +229,9 @@ def times_transposed_element_hops(grid: Grid, m: int, k: int, size: int) -> int:
 # Of an m x k times k x n product on rows x cols PEs. The contracted dimension comes in as many panels as the longer side has PEs: with the
 # least common multiple of coprime sides, 755 and 1170 say, panels would be slivers.
 def local_product_price(system: System, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None) -> Any:
-    """Cycles of one PE's product: a vector instruction over the m x n block for each of the `k` terms."""
+    """Cycles of one PE's product: vector instructions over two of the three dimensions, one for each element of the shortest."""
     rate = fma_per_cycle(system, itemsize_bytes) if fma_rate is None else fma_rate
-    return vector_cycles(system, m * k * n, rate, instructions=k)
+    return vector_cycles(system, m * k * n, rate, instructions=least(m, k, n))
 
 
 def _step(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any):

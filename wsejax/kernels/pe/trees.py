@@ -11,9 +11,10 @@ import functools
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
+
+from wsejax.kernels.price import ceil, floor, least, most
 
 _DEPTHS, _RECEIVES = 64, (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # that the search goes through
 RAMP_CYCLES = 2  # between a PE and its router, WSE-2 (the same paper)
@@ -124,36 +125,30 @@ def two_phase(n: int) -> Tree:
     return k_tree(n, 2)
 
 
-SHAPES = {"chain": chain, "star": star, "tree": binary, "two_phase": two_phase}
-
-
-@functools.lru_cache(maxsize=256)
-def _counted(topology: str, n: int) -> tuple[float, float, float]:
-    tree = SHAPES[topology](n)
-    return float(tree.energy), float(tree.contention), float(tree.depth)
-
-
 def numbers(topology: str, n: Any) -> tuple[Any, Any, Any]:
-    """(energy, contention, depth) of a tree on a line of `n` PEs, in messages. Of a number they are counted; of a traced value they are
-    the closed forms of the paper, which agree where `n` is a power of two (tree) or a square (two_phase).
+    """(energy, contention, depth) of "chain", "star", "tree" (binary) or "two_phase" on a line of `n` PEs, in messages, in closed form:
+    the same as `Tree` counts, and differentiable in `n`.
 
     Raises:
       ValueError: an unknown topology.
     """
-    if topology not in SHAPES:
-        raise ValueError(f"topology={topology!r}: must be one of {', '.join(SHAPES)}")
-    if isinstance(n, int | float):
-        return _counted(topology, int(n))
     links = n - 1.0
     if topology == "chain":
-        return links, 1.0, links
+        return links, least(links, 1.0), links
     if topology == "star":
-        return n * links / 2.0, links, 1.0
+        return n * links / 2.0, links, least(links, 1.0)
     if topology == "tree":
-        levels = jnp.log2(n)
-        return n / 2.0 * levels, levels, levels
-    group = jnp.sqrt(n)
-    return (n - group) + (group - 1.0) * group, 2.0, 2.0 * (group - 1.0)
+        levels = [2.0**k for k in range(24)]  # 2^k hops for every PE whose lowest bit is k
+        energy = sum(step * floor((links + step) / (2.0 * step)) for step in levels)
+        receives = sum(least(1.0, floor(links / step)) for step in levels)
+        return energy, receives, sum(least(1.0, floor(n / step)) for step in levels[1:])
+    if topology == "two_phase":
+        group = most(2.0, ceil(n**0.5))
+        groups = ceil(n / group)
+        last = n - (groups - 1.0) * group  # PEs of the last group
+        depth = most(last - 1.0 + groups - 1.0, least(group, n) - 1.0 + most(groups - 2.0, 0.0))
+        return (n - groups) + (groups - 1.0) * group, least(links, 1.0) + least(1.0, floor(groups / 2.0)), depth
+    raise ValueError(f"topology={topology!r}: must be 'chain', 'star', 'tree' or 'two_phase'")
 
 
 @functools.lru_cache(maxsize=128)
