@@ -88,6 +88,8 @@ def _reduce(point: Point, c: Mapping[str, float]) -> float:
         return (vendor + after) / (best + after)
     if point.metric == "ratio_to_lower_bound_upper_bound":
         return _worst_ratio_to_bound()
+    if simulated(point):
+        raise Unpredictable(f"metric={point.metric!r}: the total of a simulator holds its start and the host's transfers")
     if point.unit in ("us", "cycles") and "scalar" in f"{_what(point)} {point.config}".lower() and "all" in _what(point):
         cycles = scalar_all_reduce_cycles(CS1, (int(CS1.rows), int(CS1.cols)))
         return cycles if point.unit == "cycles" else cycles / CS1.clock_hz * 1e6
@@ -160,7 +162,8 @@ def _is(*experiments: str):
 
 
 def _reductions(point: Point) -> bool:
-    return point.experiment in ("reduce", "allreduce", "all_reduce", "broadcast", "timing_method") and not simulated(point)
+    fabric = "reduce" in point.experiment or point.experiment in ("broadcast", "timing_method")
+    return fabric and "gpu" not in point.experiment
 
 
 GROUPS = (
