@@ -28,11 +28,10 @@ _NOTE = (
 def validation_table(v: Validation) -> Renderables:
     """Errors and constants group by group, published inequalities, and the points without a prediction, for a rich console."""
     table = Table(title="Modelled against published measurements", box=box.SIMPLE, caption=f"{_NOTE}\n{_PEERS}", caption_justify="left")
-    for name, justify in (
-        ("group", "left"), ("points", "right"), ("median", "right"), ("p90", "right"), ("held out", "right"), ("p90", "right"),
-        ("aim", "right"), ("fitted constants", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)
+    table.add_column("group")
+    for name in ("points", "median", "p90", "held out", "p90", "aim"):
+        table.add_column(name, justify="right")
+    table.add_column("fitted constants")
     units = {g.name: {name: c.unit for name, c in g.constants.items()} for g in groups()}
     for g in v.groups:
         errors = [_percent(e) for e in (g.median, g.p90, g.held_out_median, g.held_out_p90)]
