@@ -137,14 +137,7 @@ def _example(point: Point, c: Mapping[str, float]) -> float:
     raise Unpredictable(f"algorithm={point.algorithm!r}: no closed form for this program, or the point does not hold its sizes")
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
-def _budget(point: Point, c: Mapping[str, float]) -> float:
-    scale = {"KiB": 1024.0, "bytes": 1.0}.get(point.unit)
-    if scale is None or not point.metric.endswith(("code", "text_bytes")):
-        raise Unpredictable(f"metric={point.metric!r}: the model covers the room for code; what else a PE holds depends on the program")
-    return float(system_of(point).code_per_pe_bytes) / scale
-
-
+# ---- groups ----------------------------------------------------------------------------------------------------------
 def _micro(point: Point) -> bool:
     return point.experiment in ("pe_microbenchmark", "pe_roofline_suite") and point.metric != "value"
 
@@ -162,5 +155,4 @@ GROUPS = (
         "step_cycles": Constant(200.0, 1.0, 5000.0, "cycles", "of an exchange with neighbours, with its tasks"),
         "exp_cycles": _EXP,
     }),
-    Group("PE memory", lambda p: p.experiment == "pe_sram_budget", _budget),
 )  # fmt: skip
