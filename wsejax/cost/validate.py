@@ -185,8 +185,9 @@ def fit(group: Group, points: Sequence[Point]) -> dict[str, float]:
         return np.array([math.log(predict(group, p, values) / p.value) for p in points])
 
     start = np.clip([c.start for c in constants] / scale, low, high)
-    found = scipy.optimize.least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, x_scale="jac")
-    return dict(zip(group.constants, (found.x * scale).tolist(), strict=True))
+    found = scipy.optimize.least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, x_scale="jac").x
+    found = np.where(found - low < 1e-9, low, found)  # the search comes close to a bound, and never meets it
+    return dict(zip(group.constants, (found * scale).tolist(), strict=True))
 
 
 def _fold(point_id: str, ids: Sequence[str]) -> int:

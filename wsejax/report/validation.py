@@ -40,32 +40,39 @@ def validation_table(v: Validation) -> Renderables:
 
 
 def plot_validation(v: Validation, path: str | os.PathLike[str]) -> Figure:
-    """Modelled over measured on logarithmic axes, a colour for each group, with lines at a factor of 1.2 either way.
+    """Modelled over measured on logarithmic axes, a colour for each group, and below it their ratio, with lines at a factor of 1.2.
 
     Raises:
       ValueError: no point has a prediction.
     """
     if not v.predictions:
         raise ValueError("the validation holds no prediction: there is nothing to draw; see its excluded points for the reasons")
-    figure = _figure(11, 7.5)
-    axes = figure.add_subplot()
-    of = defaultdict(list)
+    of: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for p in v.predictions:
         of[p.group].append((p.point.value, p.predicted))
-    ends = np.array([min(min(pair) for pairs in of.values() for pair in pairs), max(max(pair) for pairs in of.values() for pair in pairs)])
-    ends = ends * (0.5, 2.0)
+    figure = _figure(12, 9)
+    (above, below) = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    values = np.array([pair for pairs in of.values() for pair in pairs])
+    ends = np.array([values.min() / 2.0, values.max() * 2.0])
     for factor, style in ((1.0, "-"), (1.2, ":"), (1 / 1.2, ":")):
-        axes.plot(ends, ends * factor, style, color="#5b6675", linewidth=0.9)
-    colours = matplotlib.colormaps["tab20"]
-    for n, (name, pairs) in enumerate(of.items()):
-        measured, modelled = zip(*pairs, strict=True)
-        axes.plot(
-            measured, modelled, _MARKERS[n // 20 % len(_MARKERS)], color=colours(n % 20), markersize=4, alpha=0.75, linewidth=0, label=name
-        )
-    axes.set(xscale="log", yscale="log", xlabel="measured (each point in its own unit)", ylabel="modelled", xlim=ends, ylim=ends)
-    axes.set_title(f"Modelled against {len(v.predictions)} published measurements")
-    axes.grid(alpha=0.3)
-    handles, _ = axes.get_legend_handles_labels()
+        above.plot(ends, ends * factor, style, color="#5b6675", linewidth=0.9)
+        below.axhline(factor, linestyle=style, color="#5b6675", linewidth=0.9)
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.02, 0.98, len(of)))
+    for n, (name, pairs) in enumerate(sorted(of.items())):
+        measured, modelled = (np.array(side) for side in zip(*pairs, strict=True))
+        style = dict(marker=_MARKERS[n % len(_MARKERS)], color=colours[n], markersize=4, alpha=0.75, linewidth=0)
+        above.plot(measured, modelled, label=name, **style)
+        below.plot(measured, np.clip(modelled / measured, 0.5, 2.0), **style)
+    above.set(xscale="log", yscale="log", ylabel="modelled", xlim=ends, ylim=ends)
+    above.set_title(f"Modelled against {len(v.predictions)} published measurements")
+    below.set(
+        xlabel="measured (each point in its own unit)", ylabel="modelled / measured (cut off at 0.5 and 2)", yscale="log", ylim=(0.5, 2.0)
+    )
+    below.set_yticks([0.5, 0.7, 1 / 1.2, 1.0, 1.2, 1.4, 2.0], labels=["0.5", "0.7", "0.83", "1", "1.2", "1.4", "2"])
+    below.minorticks_off()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    handles, _ = above.get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle=":", color="#5b6675", label="a factor of 1.2"))
     figure.legend(handles=handles, loc="outside right upper", fontsize="x-small", frameon=False)
     return _save(figure, path)

@@ -31,12 +31,15 @@ def _router(point: Point, c: Mapping[str, float]) -> float:
         return float(system.turn_cycles)
     # a median shows that the sender's instruction has to be dispatched; the best case found it ready
     ends = c["ends_cycles"] + _DISPATCH_CYCLES * ("median" in metric)
+    if simulated(point):  # nothing else runs there: a dispatch, and the receiver's task
+        ends = _DISPATCH_CYCLES + float(system.task_cycles)
     if "fixed" in metric:
         return ends
     if "latency" not in metric:
         raise Unpredictable(f"metric={metric!r}: the model covers latencies")
     hops = number(point, "hops")
-    return ends + system.hop_cycles * hops + system.turn_cycles * number(point, "turns", default=0.0)
+    behind_the_first = number(point, "wavelets", "words", default=0.0) * system.wavelet_cycles
+    return ends + system.hop_cycles * hops + behind_the_first + system.turn_cycles * number(point, "turns", default=0.0)
 
 
 def _link(point: Point, c: Mapping[str, float]) -> float:

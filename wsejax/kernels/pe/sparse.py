@@ -116,11 +116,10 @@ def spmm_element_hops(grid: tuple[int, int], nonzeros: int, rows: int, n: int, t
     return 2 * nonzeros * (grid[1] - 1) + tree.energy * grid[1] * rows * n
 
 
-def entries_price(system: System, entries: Any, n: Any, itemsize_bytes: int = 4, lookup_cycles: Any = 10.0) -> Any:
+def entries_price(system: System, entries: Any, n: Any, itemsize_bytes: int = 4, lookup_cycles: Any = 21.0) -> Any:
     """Cycles of a PE for so many non-zeros: each finds its row and column, and starts a vector instruction over `n` columns.
 
-    `lookup_cycles`: loads of index and value, and two addresses set; a dozen scalar instructions, by default one each (SpMM_Cerebras,
-    whose loops these are).
+    `lookup_cycles`: loads of index and value, and two addresses set. By default as fitted to SpMM_Cerebras, whose loops these are.
     """
     return entries * (system.launch_cycles + lookup_cycles + n / fma_per_cycle(system, itemsize_bytes))
 
