@@ -23,9 +23,9 @@ _SHARED = {
     "pass_cycles": Constant(1.0, 0.4, 3.0, "cycles", "of a pass, for each cell"),
     "conflict_cycles": Constant(0.8, 0.0, 2.0, "cycles", "more where the operands of a pass share a bank, for each cell"),
     "near_launch_cycles": Constant(9.0, 0.5, 60.0, "cycles", "the same as launch_cycles, in the program for radius 1"),
-    "near_pass_cycles": Constant(1.0, 0.4, 3.0, "cycles", "the same as pass_cycles, in the program for radius 1"),
 }
 _WIDE = {
+    "near_pass_cycles": Constant(0.8, 0.4, 3.0, "cycles", "the same as pass_cycles, in that program and tiles of less than 4 cells a side"),
     "wide_launch_cycles": Constant(2.0, 0.1, 60.0, "cycles", "the same, in the program for radius 1 and tiles of 4 x 4 or more"),
     "wide_pass_cycles": Constant(0.7, 0.3, 3.0, "cycles", "the same, in the program for radius 1 and tiles of 4 x 4 or more"),
     "odd_row_cycles": Constant(3.0, 0.0, 20.0, "cycles", "more in that program for a row that is no multiple of 4 cells"),
@@ -57,7 +57,7 @@ def _tiled(point: Point, c: Mapping[str, float], system: System) -> float:
     if radius > 1:
         return price(_as_seen(system, c["launch_cycles"], c["task_cycles"], c["pass_cycles"]))
     if "wide_pass_cycles" not in c or min(width, height) < 4:
-        return price(_as_seen(system, c["near_launch_cycles"], 0.0, c["near_pass_cycles"]))
+        return price(_as_seen(system, c["near_launch_cycles"], 0.0, c.get("near_pass_cycles", c["pass_cycles"])))
     odd_rows = height * c["odd_row_cycles"] * (width % 4 > 0)
     return price(_as_seen(system, c["wide_launch_cycles"], 0.0, c["wide_pass_cycles"])) + odd_rows
 
