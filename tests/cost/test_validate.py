@@ -105,7 +105,8 @@ def test_aims_are_met_by_points_held_out():
     found = {g.name: g for g in V.validate().groups}
     for name, aim in MET.items():
         assert found[name].aim == aim
-        assert found[name].held_out_median is not None and found[name].held_out_median <= aim, name
+        error = found[name].held_out_median
+        assert error is not None and error <= aim, name
 
 
 MINE = ("fabric", "pe", "sparse", "stencil", "whole")
@@ -148,7 +149,7 @@ def test_a_group_that_stumbles_says_over_what():
         V.predict(broken, point(1, 1.0), {})
     with pytest.raises(Unpredictable, match="the model gives inf"):
         V.predict(Group("i", lambda p: True, lambda p, c: math.inf), point(1, 1.0), {})
-    with pytest.raises(Unpredictable, match="config={'n': 1} cannot be read .IndexError"):
+    with pytest.raises(Unpredictable, match=r"config=.*'n': 1.* cannot be read .IndexError"):
         V.predict(Group("x", lambda p: True, lambda p, c: [][0]), point(1, 1.0), {})
 
 
