@@ -22,8 +22,14 @@ def _vector(point: Point, c: Mapping[str, float]) -> float:
         return float(system.launch_cycles)
     if "slowdown" in point.metric:  # two reads of one bank take turns; at worst the write waits as well
         return 3.0 if "max" in point.id or "max" in point.metric else 2.0
+    item = itemsize_bytes(point, "fp16")
+    if point.unit.lower() in ("flop/cycle", "flops/cycle"):
+        return 2.0 * float(fma_per_cycle(system, item))
+    if point.unit.lower() in ("b/cycle", "bytes/cycle"):
+        fabric = "fabric" in f"{name} {point.metric}".lower()
+        return float(system.link_bits) / 8.0 if fabric else float(copies_per_cycle(system, item)) * item
     if point.metric == "throughput":
-        rate = _rate(system, name, itemsize_bytes(point, "fp16"), number(point, "stride", default=1.0))
+        rate = _rate(system, name, item, number(point, "stride", default=1.0))
         return 1.0 / rate if point.unit.startswith("cycles") else rate
     if point.metric == "cycles" and system is CS2:
         # a note beside the points: two reads and a write of 64 bits a cycle where banks differ, of 32 where they do not
@@ -139,7 +145,7 @@ def _example(point: Point, c: Mapping[str, float]) -> float:
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
 def _micro(point: Point) -> bool:
-    return point.experiment in ("pe_microbenchmark", "pe_roofline_suite") and point.metric != "value"
+    return point.experiment in ("pe_microbenchmark", "pe_roofline_suite", "pe_roofline") and point.metric != "value"
 
 
 _EXP = Constant(20.0, 1.0, 400.0, "cycles", "of an exponential and what goes with it")

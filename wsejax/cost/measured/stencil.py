@@ -2,8 +2,8 @@
 
 The programs (public, Jorineg/cerebras) exchange halos, then accumulate one shifted pass over the tile for each cell of the star: the price
 beside our own kernel, `stencil_price`. What is fitted are fields of the machine as these programs see it. Radius 1 has programs of its
-own: descriptors stay loaded, so an instruction starts sooner; and on WSE-3, for tiles of 4 or more cells a side, one whose rows are read
-two words at a time, and which takes longer for each row that is no multiple of 4.
+own: descriptors stay loaded, so an instruction starts sooner; and on WSE-3 tiles of 4 or more cells a side go through one whose passes
+take less than a cycle a cell, and something more for each row that is no multiple of 4 (seen in the numbers; why, is not known).
 """
 
 from __future__ import annotations
