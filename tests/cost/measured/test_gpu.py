@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsejax.cost.errors import constants
 from wsejax.cost.measured import gpu, gpu_llm
 from wsejax.cost.points import Point, Unpredictable
 
@@ -144,8 +145,10 @@ def test_energy_is_power_times_time():
 )
 def test_which_machine_needs_more_energy(experiment, gpus, published):
     """WaferLLM, Llama-3-8B: GPUs need less in prefill and more in decode."""
-    ratio = predicted(point(experiment, "A100 cluster vs WSE-2", "energy_ratio", "x", "", model="LLaMA3-8B", context=4096, gpus=gpus))
-    assert ratio == pytest.approx(published, rel=0.25)
+    of = point(experiment, "A100 cluster vs WSE-2", "energy_ratio", "x", "", model="LLaMA3-8B", context=4096, gpus=gpus)
+    ratio = predicted(of, **constants("GPU over wafer energy"))
+    assert (ratio > 1) == (published > 1)
+    assert published / 1.5 < ratio < published * 1.5  # the errors themselves stand in the group's line of `wsejax validate`
 
 
 @pytest.mark.parametrize(
