@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from experiments import published_steps
 from wsejax.cost import validate
 from wsejax.cost.table import load_points, published
 
@@ -46,6 +47,8 @@ def fitted(settings: Settings) -> dict[str, Any]:
                 for key in ("median", "p90", "held_out_median", "held_out_p90")
             },
         }
+    if settings.points is None:
+        out["whole programs"] = published_steps.errors()
     return out
 
 
