@@ -53,7 +53,7 @@ def test_equals_jax_with_the_same_bits_on_every_device_mesh(name):
     fun, bits = block(wse.attention, kv_heads=kv_heads, **rest), set()
     for devices in ((1, 1), (1, 2), (2, 2)):
         lowered = wse.jit(fun, wse.Wafer(SPEC, tiles=(2, 2), devices=devices)).lower(x, *WEIGHTS)
-        kernels = {c.kernel for c in lowered.program.calls}
+        kernels = {c.kernel for c in lowered.program.of_kind("kernel")}
         assert ring == ("ring_attention" in kernels) == ("ring_attention_gradient" in kernels)
         compiled = lowered.compile()  # which checks the HLO
         got = compiled(x, *WEIGHTS)
@@ -78,7 +78,7 @@ def test_what_travels_is_what_the_program_says(devices):
     q, k, v = (floats(1, 16, 2, 4, seed=s) for s in range(3))
     fun = jax.value_and_grad(lambda q, k, v: jnp.sum(wse.attention(q, k, v, causal=True) ** 2), argnums=(0, 1, 2))
     lowered = wse.jit(fun, wse.Wafer(SPEC, tiles=devices, devices=devices)).lower(q, k, v)
-    assert {"ring_attention", "ring_attention_gradient"} <= {c.kernel for c in lowered.program.calls}
+    assert {"ring_attention", "ring_attention_gradient"} <= {c.kernel for c in lowered.program.of_kind("kernel")}
     assert lowered.program.byte_hops == executed_byte_hops(lowered._jitted, devices, q, k, v)
 
 

@@ -11,12 +11,12 @@ from wsejax.compiler.ir import Op, UnsupportedOpError
 from wsejax.compiler.jit import WaferFunction, audit, jit
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
-from wsejax.compiler.program import Call, Program
+from wsejax.compiler.program import Call, Loop, Program
 from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
 
 __all__ = [
-    "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "HloReport", "LoadedFunction",
+    "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "HloReport", "LoadedFunction", "Loop",
     "Lowered", "Op", "Program", "Step", "Traffic", "UnsupportedOpError", "WaferFunction", "attention", "audit", "check_hlo", "jit",
     "load_exported", "register_rule", "traffic", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -55,9 +55,9 @@ class Audit:
                 "primitive": primitive,
                 "source": source,
                 "kernel": kernel,
-                "count": None if any(c.trips is None for c in calls) else sum(c.trips or 0 for c in calls),
-                "link_bytes": sum(c.byte_hops * (c.trips or 1) for c in calls),
-                "off_fabric_bytes": sum(c.array_bytes * (c.trips or 1) for c in calls) if kind == "unsharded" else 0,
+                "count": None if any(c.count is None for c in calls) else sum(c.trips for c in calls),
+                "link_bytes": sum(c.byte_hops * c.trips for c in calls),
+                "off_fabric_bytes": sum(c.array_bytes * c.trips for c in calls) if kind == "unsharded" else 0,
                 "operands": [str(a) for a in ins],
                 "results": [str(a) for a in outs],
             }

@@ -20,7 +20,8 @@ from wsejax.compiler.cache import LOG, CacheInfo, Entry
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.export import Exported, export
 from wsejax.compiler.layout import Layouts
-from wsejax.compiler.program import Program
+from wsejax.compiler.program import Array, Program
+from wsejax.compiler.work import weights_of
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -62,7 +63,11 @@ class Lowered:
     @property
     def program(self) -> Program:
         """What happens on the fabric, as data."""
-        return Program(tuple(self.plan.calls), self.plan.local_ops, self.wafer.tiles)
+        plan = self.plan
+        layout = dict(zip(plan.graph.ins, plan.ins, strict=True))
+        weights = tuple(Array.of(v, layout[v]) for v in weights_of(plan.graph))
+        state_bytes = sum(plan.graph.ins[n].size_bytes for n in self._given_away)
+        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes)
 
     def audit(self) -> Audit:
         """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found,

@@ -7,6 +7,7 @@ import math
 
 from wsejax.compiler.ir import Value
 from wsejax.kernels.relayout import Layout
+from wsejax.kernels.work import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,23 @@ class Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop of known length."""
+
+    source: str
+    length: int
+    reverse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
-    """One kernel call.
+    """One kernel call, or the work of one operation that needs no fabric.
 
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
-    same small work, such as random bits) or "unsharded" (no rule: gathered and computed whole; only with strict=False).
-    `trips` multiplies it by the loops around it, None inside a `while`. `byte_hops` counts bytes times hops of one trip, a tile a device.
+    same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False) or "local" (every
+    block has what it needs). `loops` are those around it whose length is known, from the outside in, and `trips` their product; `under`
+    names those of unknown length: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes times hops of one
+    trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
 
     kind: str
@@ -44,10 +56,26 @@ class Call:
     source: str
     byte_hops: int = 0
     flops: int = 0
-    trips: int | None = 1
+    loops: tuple[Loop, ...] = ()
+    under: tuple[tuple[str, int], ...] = ()
+    work: tuple[Work, ...] = ()
 
-    def times(self, trips: int | None) -> Call:
-        return dataclasses.replace(self, trips=None if trips is None or self.trips is None else trips * self.trips)
+    def looped(self, loop: Loop) -> Call:
+        """The call inside one more loop."""
+        return dataclasses.replace(self, loops=(loop, *self.loops))
+
+    @property
+    def trips(self) -> int:
+        return math.prod(loop.length for loop in self.loops)
+
+    def inside(self, source: str, branch: int = -1) -> Call:
+        """The call inside a `while`, or a branch of a `cond`."""
+        return dataclasses.replace(self, under=((source, branch), *self.under))
+
+    @property
+    def count(self) -> int | None:
+        """How often it runs, None where that is known only when it runs."""
+        return None if self.under else self.trips
 
     @property
     def array_bytes(self) -> int:
@@ -60,19 +88,28 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The fabric's work in the order of the walk; `local_ops` counts the equations that need no fabric."""
+    """All work in the order of the walk; `local_ops` counts the equations that need no fabric.
+
+    `weights` are the floating-point arguments that products or tables read, `state_bytes` the bytes of all arguments that are donated.
+    """
 
     calls: tuple[Call, ...]
     local_ops: int
     tiles: tuple[int, int]
+    weights: tuple[Array, ...] = ()
+    state_bytes: int = 0
 
     def of_kind(self, kind: str) -> tuple[Call, ...]:
         return tuple(c for c in self.calls if c.kind == kind)
 
     @property
     def byte_hops(self) -> int:
-        """Bytes times hops of a run, a `while` body counted once."""
-        return sum(c.byte_hops * (c.trips or 1) for c in self.calls)
+        """Bytes times hops of a run, the body of a `while` counted once."""
+        return sum(c.byte_hops * c.trips for c in self.calls)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(a.size_bytes for a in self.weights)
 
 
 def dot_flops(a: Value, b: Value, out: Value, contracted: tuple[int, ...]) -> int:

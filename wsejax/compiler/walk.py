@@ -17,6 +17,7 @@ from jax import lax
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
+from wsejax.compiler.work import flops_of, moves_of, work_of
 from wsejax.kernels.reduce import Partial, combine
 from wsejax.kernels.relayout import Layout, block_shape, byte_hops, relayout, steps
 
@@ -137,14 +138,16 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
             return
         moved.add((id(value), dst))
         hops = byte_hops(value.shape, itemsize_bytes(value.dtype), src, dst, ctx.tiles)
-        calls.append(Call("relayout", primitive, "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops))
+        # what makes results ordinary arrays ends the emulation; on the wafer they stay where they are
+        work = () if primitive == "result" else moves_of(value, src, dst)
+        calls.append(Call("relayout", primitive, "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops, work=work))
 
     for op in graph.ops:
         step = _step(op, ctx)
         for value, want in zip(op.ins, step.ins, strict=True):
             record_move(value, have.get(value, whole(value)), want, op.name, op.source)
-        calls += step.calls
-        local += not step.calls
+        calls += _with_work(op, step, ctx)
+        local += all(c.kind == "local" for c in step.calls)
         keep = [ctx.layouts[v] for v in op.outs]
         for value, got, chosen in zip(op.outs, step.outs, keep, strict=True):
             record_move(value, got, chosen, op.name, op.source)
@@ -154,6 +157,18 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
     for value, want in zip(graph.outs, final, strict=True):
         record_move(value, have.get(value, whole(value)), want, "result", "result of the function")
     return Plan(graph, ctx.tiles, ctx.reduction, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
+
+
+def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:
+    """The calls of a step, the first with the op's work; of an op that needs no fabric, a local one. Loops' calls have theirs."""
+    if op.bodies:
+        return list(step.calls)
+    calls = list(step.calls) or [ctx.call("local", op.name, op, step.ins, step.outs)]
+    work = work_of(op, step.ins, step.outs, ctx.reduction)
+    if not step.calls and not work:
+        return []
+    flops = calls[0].flops if op.name in ("ring_attention", "ring_attention_gradient", "wafer_map") else flops_of(op)
+    return [dataclasses.replace(calls[0], work=(*calls[0].work, *work), flops=flops), *calls[1:]]
 
 
 def _waves(steps: list[Planned]) -> list[list[Planned]]:

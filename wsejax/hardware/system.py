@@ -22,7 +22,8 @@ PLAUSIBLE: dict[str, tuple[float, float]] = {
     "sram_bytes_per_cycle": (0.1, 1e5), "link_bits": (1, 1e5), "wavelet_cycles": (1e-3, 1e3), "hop_cycles": (1e-2, 1e3),
     "ramp_cycles": (0, 1e4), "turn_cycles": (0, 1e4), "fp16_fma_per_cycle": (1e-3, 1e5), "fp32_fma_per_cycle": (1e-3, 1e5),
     "sustained_fp16_fma_per_cycle": (1e-3, 1e5), "sustained_fp32_fma_per_cycle": (1e-3, 1e5), "fp16_copies_per_cycle": (1e-3, 1e5),
-    "fp32_copies_per_cycle": (1e-3, 1e5), "launch_cycles": (0, 1e6), "task_cycles": (0, 1e6), "dilation": (1, 1e3),
+    "fp32_copies_per_cycle": (1e-3, 1e5), "gemm_fp16_fma_per_cycle": (1e-3, 1e5), "gemm_fp32_fma_per_cycle": (1e-3, 1e5),
+    "special_cycles": (0, 1e6), "launch_cycles": (0, 1e6), "task_cycles": (0, 1e6), "dilation": (1, 1e3),
     "congestion": (1, 1e3), "io_bytes_per_second": (1e6, 1e15), "io_latency_seconds": (0, 1), "idle_watts": (0, 1e9),
     "peak_watts": (1e-3, 1e9), "joules_per_flop": (0, 1e-6), "joules_per_sram_byte": (0, 1e-6), "joules_per_link_byte": (0, 1e-6),
     "area_mm2": (1e-2, 1e7),
@@ -56,6 +57,9 @@ class System:
     sustained_fp32_fma_per_cycle: Any
     fp16_copies_per_cycle: Any  # elements that a vector instruction moves; element-wise work goes at this rate
     fp32_copies_per_cycle: Any
+    gemm_fp16_fma_per_cycle: Any  # of matrix products as the vendor's kernels do them: an operand comes from the fabric, not from a bank
+    gemm_fp32_fma_per_cycle: Any
+    special_cycles: Any  # of one exp, log, tanh or quotient, in software
     launch_cycles: Any  # before the first element of a vector instruction
     task_cycles: Any  # before a task runs that a wavelet activates
     dilation: Any  # physical hops of a logical one, on average: 1 without defects
@@ -148,6 +152,9 @@ def system_of(spec: WaferSpec, name: str, **changes: Any) -> System:
         sustained_fp32_fma_per_cycle=spec.sustained_fp32_fma_per_cycle,
         fp16_copies_per_cycle=sustained16,
         fp32_copies_per_cycle=sustained16 / 2,  # half as many elements through the same ports
+        gemm_fp16_fma_per_cycle=sustained16,
+        gemm_fp32_fma_per_cycle=spec.sustained_fp32_fma_per_cycle,
+        special_cycles=17.0,  # EPCC notes: silu of 48 fp16 elements in 855 cycles
         launch_cycles=16.0,  # ALCF: intercepts of 15 to 17 cycles
         task_cycles=3.0,  # ALCF: activation after the last wavelet
         dilation=1.0,

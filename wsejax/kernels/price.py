@@ -61,6 +61,11 @@ def ceil(x: Any) -> Any:
     return x + jax.lax.stop_gradient(jnp.ceil(x) - x)
 
 
+def floor(x: Any) -> Any:
+    """Rounded down, as `ceil`."""
+    return -ceil(-x)
+
+
 def share(n: Any, parts: Any) -> Any:
     """Elements of `n` that the fullest of `parts` PEs holds."""
     return ceil(n / parts)
@@ -80,19 +85,26 @@ def least(*values: Any) -> Any:
 
 
 def wavelets(system: System, size_bytes: Any) -> Any:
-    """Of a message; a wavelet is as wide as a link."""
+    """Of a message; a wavelet is as wide as a link. Not rounded up: the link's width stays a number that can be differentiated."""
     return size_bytes * 8.0 / system.link_bits
 
 
-def travel(system: System, contention: Any, energy: Any, links: Any, distance: Any, depth: Any = 0.0, turns: Any = 0.0) -> Price:
-    """The HPDC form. `contention` and `energy` in wavelets and wavelet-hops, `distance` in logical hops, `depth` in receives."""
+def travel(
+    system: System, contention: Any, energy: Any, links: Any, distance: Any, depth: Any = 0.0, turns: Any = 0.0, byte_hops: Any = None
+) -> Price:
+    """The HPDC form. `contention` and `energy` in wavelets and wavelet-hops, `distance` in logical hops, `depth` in receives.
+
+    `byte_hops` is given where messages do not fill their wavelets.
+    """
+    links = most(links, 1.0)
     beat = system.wavelet_cycles * system.congestion
     busy_links = energy * system.dilation / links * beat
     flight = distance * system.dilation * system.hop_cycles
     stages = (2.0 * system.ramp_cycles + 1.0) * depth + turns * system.turn_cycles
     cycles = most(contention * beat, busy_links + flight) + stages
     carried = most(contention * beat, busy_links)
-    return Price(cycles=cycles, fabric_cycles=carried, wait_cycles=cycles - carried, byte_hops=energy * system.link_bits / 8.0)
+    moved = energy * system.link_bits / 8.0 if byte_hops is None else byte_hops
+    return Price(cycles=cycles, fabric_cycles=carried, wait_cycles=cycles - carried, byte_hops=moved)
 
 
 def vector_cycles(system: System, elements: Any, per_cycle: Any, instructions: Any = 1.0) -> Any:
@@ -112,6 +124,11 @@ def copies_per_cycle(system: System, itemsize_bytes: int) -> Any:
     if itemsize_bytes <= 2:
         return system.fp16_copies_per_cycle
     return system.fp32_copies_per_cycle * (4.0 / itemsize_bytes)
+
+
+def computing(cycles: Any, flops: Any, sram_bytes: Any = 0.0) -> Price:
+    """Work of which the busiest PE has so many cycles."""
+    return Price(cycles=cycles, compute_cycles=cycles, flops=flops, sram_bytes=sram_bytes)
 
 
 def overlap(compute: Price, moving: Price) -> Price:

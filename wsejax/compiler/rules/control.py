@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 from jax import lax
 
 from wsejax.compiler import walk
 from wsejax.compiler.ir import Op, scan_split
+from wsejax.compiler.program import Loop
 from wsejax.compiler.walk import Context, Step, rule, whole
 
 
@@ -18,6 +18,7 @@ def scan(op: Op, ctx: Context) -> Step:
     inner = [ctx.layouts[v] for v in body.ins]
     outs = [*inner[consts : consts + carry], *(ctx.layouts[v] for v in body.outs[carry:])]
     plan = ctx.plan(body, outs)
+    calls = [c.looped(Loop(op.source, op.params["length"], op.params["reverse"])) for c in plan.calls]
     lead = lambda lay: (None, *lay)
     ins = [*inner[: consts + carry], *map(lead, inner[consts + carry :])]
 
@@ -32,7 +33,7 @@ def scan(op: Op, ctx: Context) -> Step:
         last, stacked = lax.scan(step, init, scanned, **keys)
         return [*last, *stacked]
 
-    return Step(ins, [*outs[:carry], *map(lead, outs[carry:])], run, [c.times(op.params["length"]) for c in plan.calls])
+    return Step(ins, [*outs[:carry], *map(lead, outs[carry:])], run, calls)
 
 
 @rule("while")
@@ -53,7 +54,7 @@ def while_(op: Op, ctx: Context) -> Step:
         return lax.while_loop(keep_going, lambda c: walk.run(body_plan, *b_consts, *c), init)
 
     ins = [*cond_ins, *body_plan.ins[:nb], *carry]
-    return Step(ins, carry, run, [c.times(None) for c in (*cond_plan.calls, *body_plan.calls)])
+    return Step(ins, carry, run, [c.inside(op.source) for c in (*cond_plan.calls, *body_plan.calls)])
 
 
 @rule("cond")
@@ -63,5 +64,5 @@ def cond(op: Op, ctx: Context) -> Step:
     plans = [ctx.plan(branch, outs) for branch in op.bodies]
 
     assert all(plan.ins == ins for plan in plans), "a class lies alike in every branch"
-    calls = [dataclasses.replace(c, trips=None) for plan in plans for c in plan.calls]
+    calls = [c.inside(op.source, n) for n, plan in enumerate(plans) for c in plan.calls]
     return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [partial(walk.run, p) for p in plans], *xs), calls)

@@ -6,7 +6,9 @@ hops of an entry; a broadcast crosses every link once, for routers copy what pas
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,7 +16,10 @@ from jaxtyping import Array, Bool, Shaped
 
 from wsejax import fabric
 from wsejax.fabric.line import ALONG
+from wsejax.hardware import System
+from wsejax.kernels.pe import trees
 from wsejax.kernels.pe.trees import Tree, chain
+from wsejax.kernels.price import Price, computing, copies_per_cycle, most, travel, wavelets
 
 Op = Callable[[Array, Array], Array]
 
@@ -126,3 +131,57 @@ def ring_hops(n: int) -> int:
 def ring_all_reduce_hops(n: int, lines: int) -> int:
     """Hops of a share of ceil(b / n) elements in `ring_all_reduce`."""
     return 2 * (n - 1) * ring_hops(n) * lines
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+# `n` is the length of a line, `lines` how many do it side by side, `size_bytes` what one PE holds.
+def broadcast_price(system: System, n: Any, lines: Any, size_bytes: Any) -> Price:
+    """One message to all of a line, copied by the routers: B + P - 1 + (2 ramp + 1) cycles on WSE-2 (HPDC 2024)."""
+    b = wavelets(system, size_bytes)
+    hops = (n - 1.0) * lines
+    return travel(system, b, b * hops, hops, n - 1.0, depth=1.0, byte_hops=size_bytes * hops)
+
+
+def reduce_price(system: System, n: Any, lines: Any, size_bytes: Any, topology: str = "chain", itemsize_bytes: int = 4) -> Price:
+    """`reduce` along a tree: "chain", "star", "tree" or "two_phase". Adding up keeps pace with what arrives."""
+    b = wavelets(system, size_bytes)
+    energy, contention, depth = trees.numbers(topology, n)
+    moving = travel(
+        system, b * contention, b * energy * lines, (n - 1.0) * lines, n - 1.0, depth=depth, byte_hops=size_bytes * energy * lines
+    )
+    elements = size_bytes / itemsize_bytes
+    busy = elements * contention / copies_per_cycle(system, itemsize_bytes)
+    adding = computing(busy, elements * (n - 1.0) * lines, 3.0 * size_bytes * (n - 1.0) * lines)
+    both = moving + adding
+    return dataclasses.replace(both, cycles=most(moving.cycles, busy + moving.wait_cycles))
+
+
+def all_reduce_price(system: System, n: Any, lines: Any, size_bytes: Any, topology: str = "chain", itemsize_bytes: int = 4) -> Price:
+    """`all_reduce`: a reduction, then a broadcast."""
+    return reduce_price(system, n, lines, size_bytes, topology, itemsize_bytes) + broadcast_price(system, n, lines, size_bytes)
+
+
+def all_reduce_2d_price(system: System, rows: Any, cols: Any, size_bytes: Any, topology: str = "chain", itemsize_bytes: int = 4) -> Price:
+    """`all_reduce_2d`: along all rows, down the first column, and back the same way."""
+    down = all_reduce_price(system, rows, 1.0, size_bytes, topology, itemsize_bytes)
+    return all_reduce_price(system, cols, rows, size_bytes, topology, itemsize_bytes) + down
+
+
+def ring_price(system: System, n: Any, lines: Any, size_bytes: Any, turns: Any) -> Price:
+    """`turns` steps round the folded ring with a message of `size_bytes` from every PE: two hops and a receive each."""
+    b = wavelets(system, size_bytes)
+    hops = 2.0 * (n - 1.0) * lines  # of all messages in a turn, over as many directed links
+    return travel(system, b, b * hops, hops, 2.0, depth=1.0, byte_hops=size_bytes * hops) * turns
+
+
+def ring_all_reduce_price(system: System, n: Any, lines: Any, size_bytes: Any, itemsize_bytes: int = 4) -> Price:
+    """`ring_all_reduce`: 2 (n - 1) turns with a share each, of which n - 1 add."""
+    part_bytes = -(-(size_bytes // itemsize_bytes) // n) * itemsize_bytes if isinstance(n, int) else size_bytes / n
+    elements = part_bytes / itemsize_bytes * (n - 1.0)
+    adding = computing(elements / copies_per_cycle(system, itemsize_bytes), elements * n * lines, 3.0 * part_bytes * (n - 1.0) * n * lines)
+    return ring_price(system, n, lines, part_bytes, 2.0 * (n - 1.0)) + adding
+
+
+def all_gather_price(system: System, n: Any, lines: Any, size_bytes: Any) -> Price:
+    """Every PE's message to all of its line, n - 1 turns of the folded ring (what `relayout` does)."""
+    return ring_price(system, n, lines, size_bytes, n - 1.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,8 +21,10 @@ from jaxtyping import Array, Shaped
 
 from wsejax import fabric
 from wsejax.fabric.line import ALONG
-from wsejax.kernels.pe.collectives import ring_hops
+from wsejax.hardware import System
+from wsejax.kernels.pe.collectives import reduce_price, ring_hops
 from wsejax.kernels.pe.tiles import Grid, from_tiles, to_tiles
+from wsejax.kernels.price import Price, computing, fma_per_cycle, least, most, overlap, share, travel, vector_cycles, wavelets
 
 RINGS = ("folded", "line")
 
@@ -220,3 +223,75 @@ def times_transposed_element_hops(grid: Grid, m: int, k: int, size: int) -> int:
     rows, cols = grid
     sides = math.lcm(*grid)
     return rows * ring_hops(rows) * cols * (sides // rows) * size * k + sides * rows * (cols - 1) * m * size
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+# Of an m x k times k x n product on rows x cols PEs. The contracted dimension comes in as many panels as the longer side has PEs: with the
+# least common multiple of coprime sides, 755 and 1170 say, panels would be slivers.
+def local_product_price(system: System, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None) -> Any:
+    """Cycles of one PE's product: vector instructions over two of the three dimensions, one for each element of the shortest."""
+    rate = fma_per_cycle(system, itemsize_bytes) if fma_rate is None else fma_rate
+    return vector_cycles(system, m * k * n, rate, instructions=least(m, k, n))
+
+
+def _step(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any):
+    """(number of panels, rows of a tile, width of a panel, columns of a tile, price of one panel's products on all PEs)."""
+    panels = most(rows, cols)
+    mt, nt, width = share(m, rows), share(n, cols), k / panels
+    busy = local_product_price(system, mt, width, nt, itemsize_bytes, fma_rate)
+    # an operand is read for every term, the sum read and written
+    sram_bytes = 3.0 * m * n * width * itemsize_bytes
+    return panels, mt, width, nt, computing(busy, 2.0 * m * n * width, sram_bytes)
+
+
+def summa_price(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None) -> Price:
+    """SUMMA panel by panel: the next panels travel while these are multiplied, and each waits for the flight across the grid."""
+    panels, mt, width, nt, product = _step(system, rows, cols, m, k, n, itemsize_bytes, fma_rate)
+    of_a, of_b = mt * width * itemsize_bytes, width * nt * itemsize_bytes
+    a, b = wavelets(system, of_a), wavelets(system, of_b)
+    hops_a, hops_b = (cols - 1.0) * rows, (rows - 1.0) * cols
+    moved = hops_a * of_a + hops_b * of_b
+    flight = travel(system, a + b, a * hops_a + b * hops_b, hops_a + hops_b, most(rows, cols) - 1.0, depth=1.0, byte_hops=moved)
+    waiting = Price(cycles=flight.wait_cycles, wait_cycles=flight.wait_cycles)
+    streaming = Price(cycles=flight.fabric_cycles, fabric_cycles=flight.fabric_cycles, byte_hops=flight.byte_hops)
+    return (overlap(product, streaming) + waiting) * panels
+
+
+def mesh_gemm_price(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None) -> Price:
+    """MeshGEMM: the skew, then a product and a step of at most two hops for each panel; tiles travel while they are multiplied."""
+    panels, mt, width, nt, product = _step(system, rows, cols, m, k, n, itemsize_bytes, fma_rate)
+    return _torus(system, rows, cols, mt, width, nt, itemsize_bytes, panels, product, 2.0)
+
+
+def cannon_price(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None) -> Price:
+    """Cannon's product: as MeshGEMM, but what leaves at the end of a line goes all the way back in every step."""
+    panels, mt, width, nt, product = _step(system, rows, cols, m, k, n, itemsize_bytes, fma_rate)
+    return _torus(system, rows, cols, mt, width, nt, itemsize_bytes, panels, product, most(rows, cols) - 1.0)
+
+
+def _torus(system: System, rows: Any, cols: Any, mt: Any, width: Any, nt: Any, itemsize_bytes: int, panels: Any, product: Price, far: Any):
+    of_a, of_b = mt * width * itemsize_bytes, width * nt * itemsize_bytes
+    a, b = wavelets(system, of_a), wavelets(system, of_b)
+    hops_a, hops_b = 2.0 * (cols - 1.0) * rows, 2.0 * (rows - 1.0) * cols
+    energy, moved = a * hops_a + b * hops_b, of_a * hops_a + of_b * hops_b
+    move = travel(system, a + b, energy, hops_a + hops_b, far, depth=1.0, byte_hops=moved)
+    waiting = Price(cycles=move.wait_cycles, wait_cycles=move.wait_cycles)
+    streaming = Price(cycles=move.fabric_cycles, fabric_cycles=move.fabric_cycles, byte_hops=move.byte_hops)
+    # row i is skewed by i steps: half the panels' moves on average, all of them for the last row
+    half = Price(cycles=move.cycles, fabric_cycles=move.fabric_cycles, wait_cycles=move.wait_cycles, byte_hops=moved / 2.0)
+    return half * (panels - 1.0) + (overlap(product, streaming) + waiting) * (panels - 1.0) + product
+
+
+def times_transposed_price(
+    system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any = None
+) -> Price:
+    """A B^T with A m x k and B n x k: B goes round the columns, and every partial product is added up along its row by a chain."""
+    turns = rows
+    mt, kt, piece = share(m, rows), share(k, cols), n / rows
+    busy = local_product_price(system, mt, kt, piece, itemsize_bytes, fma_rate)
+    product = computing(busy, 2.0 * m * k * piece, 3.0 * m * k * piece * itemsize_bytes)
+    of_b = piece * kt * itemsize_bytes
+    b = wavelets(system, of_b)
+    hops = 2.0 * (rows - 1.0) * cols
+    move = travel(system, b, b * hops, hops, 2.0, depth=1.0, byte_hops=of_b * hops)
+    return (product + move + reduce_price(system, cols, rows, mt * piece * itemsize_bytes, "chain", itemsize_bytes)) * turns

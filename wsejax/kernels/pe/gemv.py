@@ -6,12 +6,16 @@ with `everywhere` the way back.
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Array, Shaped
 
 from wsejax import fabric
+from wsejax.hardware import System
 from wsejax.kernels.pe import collectives
 from wsejax.kernels.pe.gemm import local_product
 from wsejax.kernels.pe.trees import Tree, k_tree
+from wsejax.kernels.price import Price, computing, fma_per_cycle, least, share, vector_cycles
 
 
 def gemv(
@@ -33,3 +37,27 @@ def gemv_element_hops(grid: tuple[int, int], n: int, tree: Tree, everywhere: boo
     """`n` is the width of a block."""
     rows, cols = grid
     return cols * n * (tree.energy + (rows - 1 if everywhere else 0))
+
+
+def gemv_price(
+    system: System,
+    rows: Any,
+    cols: Any,
+    k: Any,
+    n: Any,
+    itemsize_bytes: int,
+    everywhere: bool = True,
+    topology: str = "two_phase",
+    fma_rate: Any = None,
+) -> Price:
+    """A vector of `k` times a k x n matrix on rows x cols PEs: the local product, then columns added up.
+
+    A PE multiplies with a vector instruction for each element of the shorter side of its block. `fma_rate`: multiply-adds a cycle, by
+    default what vector instructions sustain.
+    """
+    kt, nt = share(k, rows), share(n, cols)
+    rate = fma_per_cycle(system, itemsize_bytes) if fma_rate is None else fma_rate
+    busy = vector_cycles(system, kt * nt, rate, instructions=least(kt, nt))
+    product = computing(busy, 2.0 * k * n, 1.0 * itemsize_bytes * k * n)
+    add_up = collectives.all_reduce_price if everywhere else collectives.reduce_price
+    return product + add_up(system, rows, cols, nt * itemsize_bytes, topology, itemsize_bytes)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
+
+from wsejax.kernels.price import ceil, floor, least, most
 
 _DEPTHS, _RECEIVES = 64, (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # that the search goes through
 RAMP_CYCLES = 2  # between a PE and its router, WSE-2 (the same paper)
@@ -120,6 +123,32 @@ def k_tree(n: int, k: int = 2) -> Tree:
 def two_phase(n: int) -> Tree:
     """Chains inside groups of about sqrt(n) PEs, then a chain of the groups."""
     return k_tree(n, 2)
+
+
+def numbers(topology: str, n: Any) -> tuple[Any, Any, Any]:
+    """(energy, contention, depth) of "chain", "star", "tree" (binary) or "two_phase" on a line of `n` PEs, in messages, in closed form:
+    the same as `Tree` counts, and differentiable in `n`.
+
+    Raises:
+      ValueError: an unknown topology.
+    """
+    links = n - 1.0
+    if topology == "chain":
+        return links, least(links, 1.0), links
+    if topology == "star":
+        return n * links / 2.0, links, least(links, 1.0)
+    if topology == "tree":
+        levels = [2.0**k for k in range(24)]  # 2^k hops for every PE whose lowest bit is k
+        energy = sum(step * floor((links + step) / (2.0 * step)) for step in levels)
+        receives = sum(least(1.0, floor(links / step)) for step in levels)
+        return energy, receives, sum(least(1.0, floor(n / step)) for step in levels[1:])
+    if topology == "two_phase":
+        group = most(2.0, ceil(n**0.5))
+        groups = ceil(n / group)
+        last = n - (groups - 1.0) * group  # PEs of the last group
+        depth = most(last - 1.0 + groups - 1.0, least(group, n) - 1.0 + most(groups - 2.0, 0.0))
+        return (n - groups) + (groups - 1.0) * group, least(links, 1.0) + least(1.0, floor(groups / 2.0)), depth
+    raise ValueError(f"topology={topology!r}: must be 'chain', 'star', 'tree' or 'two_phase'")
 
 
 @functools.lru_cache(maxsize=128)

@@ -1,0 +1,307 @@
+"""`wse.cost`: what a program would take on a real machine, from the `Program` alone.
+
+The wafer does one kernel after the other, each on the whole grid, so cycles add up; inside a kernel computing and moving overlap as its closed
+form says. Weights that do not fit stream in while the wafer computes, and the longer of the two counts. All of it is modelled.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsejax.compiler import Call, Loop, Lowered, Program
+from wsejax.hardware import CS3, System
+from wsejax.kernels.price import Price, most
+from wsejax.kernels.work import Work
+
+EXECUTIONS = ("auto", "resident", "streamed")
+
+
+class UnknownTripsError(ValueError):
+    """A price asked for as one number depends on a loop whose length is known only when the program runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Calls of the same kernel from the same source line, with their modelled price together. `count` is None where it is not known; the
+    price is then that of one entry into the innermost loop of unknown length."""
+
+    kind: str
+    primitive: str
+    kernel: str
+    source: str
+    count: int | None
+    price: Price
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the time: "compute", "fabric" (wavelets on links) or "latency" (wavelets under way, software stages)."""
+        parts = {"compute": self.price.compute_cycles, "fabric": self.price.fabric_cycles, "latency": self.price.wait_cycles}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The modelled cost of one run of a program on a system. Times are modelled wafer time, never measured.
+
+    Attributes:
+      price: of all kernels; where loops of unknown length or branches are in the program, the least it can be.
+      most_cycles: the most it can be; infinite if a loop may run for ever.
+      execution: "resident", or "streamed": weights come from outside during the run, and gradients leave.
+      io_seconds: that streaming takes, the busier direction of the link; 0 if resident.
+      tokens: of one run, if they were given.
+    """
+
+    system: System
+    lines: tuple[Line, ...]
+    price: Price
+    most_cycles: float
+    execution: str
+    io_seconds: float
+    tokens: int | None = None
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of the wafer, computing and moving."""
+        return self.system.seconds(self.price.cycles)
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.compute_seconds, self.io_seconds)
+
+    @property
+    def most_step_seconds(self) -> float:
+        return max(self.system.seconds(self.most_cycles), self.io_seconds)
+
+    @property
+    def joules(self) -> float:
+        waiting = self.step_seconds - self.compute_seconds
+        return self.price.joules(self.system) + waiting * self.system.idle_watts
+
+    @property
+    def watts(self) -> float:
+        return self.joules / self.step_seconds if self.step_seconds else self.system.idle_watts
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return None if self.tokens is None or not self.step_seconds else self.tokens / self.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Share of the dense 16-bit peak (no sparsity) that the program's operations make."""
+        peak = self.system.dense_peak_fp16_flops_per_second
+        return self.price.flops / (self.step_seconds * peak) if self.step_seconds else 0.0
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the wafer's time in which its busiest PEs compute."""
+        return self.price.compute_cycles / self.price.cycles if self.price.cycles else 0.0
+
+    @property
+    def roofline(self) -> dict[str, float | str]:
+        """Where the program stands under the roofs of computing, SRAM and links: intensities in flops a byte, and the lowest roof."""
+        p, s = self.price, self.system
+        sram, links = s.pes * s.sram_bytes_per_cycle * s.clock_hz, 4.0 * s.pes * s.link_bits / 8.0 / s.wavelet_cycles * s.clock_hz
+        roofs = {"compute": s.dense_peak_fp16_flops_per_second}
+        if p.sram_bytes:
+            roofs["sram"] = p.flops / p.sram_bytes * sram
+        if p.byte_hops:
+            roofs["fabric"] = p.flops / (p.byte_hops * s.dilation) * links
+        lowest = min(roofs, key=lambda name: roofs[name])
+        return {
+            "flops_per_sram_byte": p.flops / p.sram_bytes if p.sram_bytes else math.inf,
+            "flops_per_link_byte": p.flops / p.byte_hops if p.byte_hops else math.inf,
+            "attainable_flops_per_second": roofs[lowest],
+            "achieved_flops_per_second": p.flops / self.step_seconds if self.step_seconds else 0.0,
+            "roof": lowest,
+        }
+
+    def by_kernel(self) -> dict[str, Price]:
+        return _grouped(self.lines, lambda line: line.kernel)
+
+    def by_source(self) -> dict[str, Price]:
+        return _grouped(self.lines, lambda line: line.source)
+
+    def critical_path(self, count: int = 10) -> list[tuple[Line, float]]:
+        """The lines that take longest, with their share of the cycles: the wafer does one after the other, so all are on the path."""
+        total = self.price.cycles or 1.0
+        longest = sorted((line for line in self.lines if line.count is not None), key=lambda line: -line.price.cycles)
+        return [(line, line.price.cycles / total) for line in longest[:count]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; seconds and joules are modelled. What is unbounded is None."""
+        finite = lambda x: float(x) if math.isfinite(x) else None
+        fields = [f.name for f in dataclasses.fields(Price)]
+        as_dict = lambda price: {name: float(getattr(price, name)) for name in fields}
+        return {
+            "modelled": True,
+            "system": self.system.name,
+            "execution": self.execution,
+            "step_seconds": float(self.step_seconds),
+            "most_step_seconds": finite(self.most_step_seconds),
+            "compute_seconds": float(self.compute_seconds),
+            "io_seconds": float(self.io_seconds),
+            "joules": float(self.joules),
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": float(self.mfu),
+            "utilisation": float(self.utilisation),
+            "roofline": {k: v if isinstance(v, str) else finite(v) for k, v in self.roofline.items()},
+            "price": as_dict(self.price),
+            "lines": [
+                {**{n: getattr(line, n) for n in ("kind", "primitive", "kernel", "source", "count", "bound")}, **as_dict(line.price)}
+                for line in self.lines
+            ],
+        }
+
+
+def _grouped(lines: Sequence[Line], key) -> dict[str, Price]:
+    found: dict[str, Price] = {}
+    for line in lines:
+        if line.count is not None:
+            found[key(line)] = found.get(key(line), Price()) + line.price
+    return dict(sorted(found.items(), key=lambda item: -item[1].cycles))
+
+
+def price_of(call: Call, system: System) -> Price:
+    """Of one trip of a call. What could not be done on the fabric is done by a single PE."""
+    if call.kind == "unsharded":
+        system = system.replace(rows=1.0, cols=1.0)
+    return sum((w.price(system) for w in call.work), Price())
+
+
+def cost(
+    program: Lowered | Program,
+    system: System = CS3,
+    *,
+    tokens: int | None = None,
+    while_trips: int | Mapping[str, int] | None = None,
+    execution: str = "auto",
+) -> Cost:
+    """The modelled cost of one run. Needs shapes only: nothing is allocated or compiled.
+
+    Args:
+      program: what `wse.jit(f, wafer).lower(...)` gives, or its `program`. Priced on the PEs of `system`, whatever the wafer's tiles are;
+        their layouts are those of the program.
+      system: `wse.CS1`, `wse.CS2`, `wse.CS3`, one with other numbers (`replace`), or with a wafer's defects (`CS3.of(wafer)`).
+      tokens: of one run, for tokens a second.
+      while_trips: how often a `while` runs, for all or by source line. Without it the cost is a pair of bounds.
+      execution: "resident", "streamed", or "auto": streamed if weights and state do not fit into the wafer's SRAM.
+
+    Raises:
+      ValueError: an unknown execution, or numbers that are not positive.
+    """
+    program = program.program if isinstance(program, Lowered) else program
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution={execution!r}: must be one of {', '.join(EXECUTIONS)}")
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens={tokens!r}: must be at least 1, or None")
+    calls = [_settled(call, while_trips) for call in program.calls]
+    memo: dict[Any, Price] = {}
+    groups: dict[Any, list[tuple[Call, Price]]] = collections.defaultdict(list)
+    priced: list[tuple[Call, Price]] = []
+    for call in calls:
+        if not call.work:
+            continue
+        key = (call.kind == "unsharded", call.work)
+        one = memo[key] if key in memo else memo.setdefault(key, price_of(call, system))
+        priced.append((call, one * call.trips))
+        groups[call.kind, call.primitive, call.kernel, call.source, bool(call.under)].append(priced[-1])
+    lines = tuple(
+        Line(*key[:4], None if key[4] else sum(call.trips for call, _ in items), sum((p for _, p in items), Price()))
+        for key, items in groups.items()
+    )
+    low, high = _bounds(priced)
+    if execution == "auto":
+        execution = "resident" if program.weight_bytes + program.state_bytes <= float(np.min(system.sram_bytes)) else "streamed"
+    return Cost(system, lines, low, high, execution, stream_seconds(program, system) if execution == "streamed" else 0.0, tokens)
+
+
+def stream_seconds(program: Program, system: System) -> Any:
+    """Of the weights: in for the forward and the backward pass while gradients go out, or in once if nothing is trained (no argument that
+    products read is donated). The link is full duplex (requirements of weight streaming, Hot Chips 2024: 150 GB/s each way)."""
+    passes = 2.0 if program.state_bytes else 1.0
+    return passes * program.weight_bytes / system.io_bytes_per_second + system.io_latency_seconds
+
+
+def _settled(call: Call, while_trips: int | Mapping[str, int] | None) -> Call:
+    """The call with the loops of unknown length that the user knows."""
+    if while_trips is None or not call.under:
+        return call
+    times, under = 1, []
+    for source, branch in call.under:
+        trips = while_trips if isinstance(while_trips, int) else while_trips.get(source)
+        if branch >= 0 or trips is None:
+            under.append((source, branch))
+        elif trips < 0:
+            raise ValueError(f"while_trips={while_trips!r}: a loop runs 0 times or more")
+        else:
+            times *= trips
+    return dataclasses.replace(call, under=tuple(under), loops=(Loop("while", times), *call.loops))
+
+
+def _bounds(priced: Sequence[tuple[Call, Price]], depth: int = 0) -> tuple[Price, float]:
+    """(least, most cycles): a `while` runs never or for ever, a `cond` takes one of its branches."""
+    low, high = Price(), 0.0
+    inner: dict[str, dict[int, list[tuple[Call, Price]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for call, price in priced:
+        if len(call.under) == depth:
+            low, high = low + price, high + float(price.cycles)
+        else:
+            source, branch = call.under[depth]
+            inner[source][branch].append((call, price))
+    for branches in inner.values():
+        ends = [_bounds(items, depth + 1) for items in branches.values()]
+        if -1 in branches:
+            high = math.inf if any(end > 0 for _, end in ends) else high
+        else:
+            low = low + min((least for least, _ in ends), key=lambda p: p.cycles)
+            high += max(end for _, end in ends)
+    return low, high
+
+
+# ---- as a pure function of the machine -------------------------------------------------------------------------------
+Workload = list[tuple[Work, Any]]  # work of one formula with stacked sizes, and how often each piece is done
+
+
+def workload(program: Lowered | Program, while_trips: int | Mapping[str, int] | None = None) -> Workload:
+    """A program's work with equal pieces merged and their sizes stacked, for `price`: a pytree of a few arrays.
+
+    Raises:
+      UnknownTripsError: a loop of unknown length or a branch; the message names its source line.
+    """
+    program = program.program if isinstance(program, Lowered) else program
+    counts: dict[Work, int] = collections.defaultdict(int)
+    for call in (_settled(c, while_trips) for c in program.calls):
+        if call.under and call.work:
+            raise UnknownTripsError(
+                f"{call.kernel} is inside a loop of unknown length or a branch at {call.under[0][0]}: give while_trips, or ask wse.cost "
+                "for bounds"
+            )
+        for piece in call.work:
+            counts[piece] += call.trips
+    groups: dict[Any, list[tuple[Work, int]]] = collections.defaultdict(list)
+    for piece, times in counts.items():
+        groups[jax.tree.structure(piece)].append((piece, times))
+    stack = lambda *xs: np.asarray(xs, np.float64)
+    return [(jax.tree.map(stack, *(w for w, _ in items)), stack(*(n for _, n in items))) for items in groups.values()]
+
+
+def price(work: Workload, system: System) -> Price:
+    """The modelled price of a `workload`: a pure function, to be jitted, differentiated and mapped over systems."""
+    total = Price()
+    for stacked, times in work:
+        each = jax.vmap(lambda piece: piece.price(system))(stacked)
+        total = total + jax.tree.map(lambda x, times=times: jnp.sum(x * times), each)
+    return total
+
+
+def seconds(work: Workload, system: System, io_bytes: Any = 0.0) -> Any:
+    """Modelled seconds of a workload; with `io_bytes`, the longer of computing and streaming so many bytes in."""
+    return most(system.seconds(price(work, system).cycles), io_bytes / system.io_bytes_per_second)

@@ -1,0 +1,166 @@
+"""What an operation of a program asks of the PE grid, as data with a price: products, element-wise work, reductions, gathers, windows.
+
+A program's layouts say which dimensions lie along y and x. On the full grid a dimension that is shorter than its axis does not fill it,
+so the rest of the axis takes what else there is to split: a batch of products gets a rectangle of PEs for each, elements are dealt
+evenly. Products take the cheapest of the algorithms of `kernels.pe`; every price is a pure function of the `System`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wsejax.hardware import System
+from wsejax.kernels.pe.collectives import all_gather_price, all_reduce_price
+from wsejax.kernels.pe.gemm import mesh_gemm_price, summa_price
+from wsejax.kernels.price import Price, computing, copies_per_cycle, least, most, share, travel, vector_cycles, wavelets
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+    """Work on `elements` one by one; `special` of them through a function that PEs compute in software (exp, log, tanh, a quotient)."""
+
+    elements: int
+    itemsize_bytes: int
+    operands: int = 2
+    special: int = 0
+    flops: int = 0
+
+    def price(self, system: System) -> Price:
+        mine = share(self.elements, system.pes)
+        busy = vector_cycles(system, mine, copies_per_cycle(system, self.itemsize_bytes))
+        busy = busy + share(self.special, system.pes) * system.special_cycles
+        return computing(busy, 1.0 * self.flops, 1.0 * self.elements * self.itemsize_bytes * (self.operands + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """`batch_y` x `batch_x` x `batch` products of m x k and k x n; the first two factors lie along y and x, the last anywhere."""
+
+    m: int
+    k: int
+    n: int
+    itemsize_bytes: int
+    batch: int = 1
+    batch_y: int = 1
+    batch_x: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.batch * self.batch_y * self.batch_x
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.count * self.m * self.k * self.n
+
+    def price(self, system: System) -> Price:
+        rate = system.gemm_fp16_fma_per_cycle if self.itemsize_bytes <= 2 else system.gemm_fp32_fma_per_cycle
+        if self.itemsize_bytes > 4:
+            rate = rate / 4.0
+        even = self.batch**0.5
+        side_y, side_x = least(self.batch_y * even, system.rows), least(self.batch_x * even, system.cols)
+        rows, cols = system.rows / side_y, system.cols / side_x  # of the rectangle of one product
+        m, k, n, size = 1.0 * self.m, 1.0 * self.k, 1.0 * self.n, self.itemsize_bytes
+        # any of the three matrices may stay where it is: the other two travel
+        ways = [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
+        ways += [summa_price(system, rows, cols, m, k, n, size, rate), _reduced(system, rows, cols, m, k, n, size, rate)]
+        ways += [_reduced(system, cols, rows, n, k, m, size, rate)]
+        one, times = cheapest(ways), most(self.count / (side_y * side_x), 1.0)
+        elapsed = {f: getattr(one, f) * times for f in ("cycles", "compute_cycles", "fabric_cycles", "wait_cycles")}
+        totals = {f: getattr(one, f) * self.count for f in ("flops", "byte_hops", "sram_bytes")}
+        return Price(**elapsed, **totals)
+
+
+def _reduced(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any) -> Price:
+    """The larger matrix stays, cut along what is contracted, too, and partial sums are added up: a `gemv` of m vectors at once."""
+    kt, nt = share(k, rows), share(n, cols)
+    busy = vector_cycles(system, m * kt * nt, fma_rate, instructions=least(m, kt, nt))
+    product = computing(busy, 2.0 * m * k * n, (m * k + k * n + m * n * rows) * itemsize_bytes)
+    return product + all_reduce_price(system, rows, cols, m * nt * itemsize_bytes, "two_phase", itemsize_bytes)
+
+
+def cheapest(prices: list[Price]) -> Price:
+    """The price with the fewest cycles."""
+    if all(isinstance(p.cycles, int | float) for p in prices):
+        return min(prices, key=lambda p: p.cycles)
+    best = prices[0]
+    for other in prices[1:]:
+        better = other.cycles < best.cycles
+        best = jax.tree.map(lambda b, o, better=better: jnp.where(better, o, b), best, other)
+    return best
+
+
+def _line(system: System, axis: str) -> tuple[Any, Any]:
+    """(PEs of a line along `axis`, lines)."""
+    return (system.rows, system.cols) if axis == "y" else (system.cols, system.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """`elements` partial results of the whole grid's lines along `axis` combined in the order of a topology, and handed to all of the line.
+    A dimension of `extent` is cut along it; `split` says whether the results are split along the other axis."""
+
+    axis: str
+    extent: int
+    elements: int
+    itemsize_bytes: int
+    split: bool
+    topology: str = "chain"
+
+    def price(self, system: System) -> Price:
+        line, lines = _line(system, self.axis)
+        mine = share(self.elements, lines) if self.split else 1.0 * self.elements
+        return all_reduce_price(
+            system, least(1.0 * self.extent, line), lines, mine * self.itemsize_bytes, self.topology, self.itemsize_bytes
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """A dimension of `extent`, split along `axis`, made whole on all PEs of the line; `size_bytes` are those of the whole array."""
+
+    axis: str
+    extent: int
+    size_bytes: int
+    split: bool
+
+    def price(self, system: System) -> Price:
+        line, lines = _line(system, self.axis)
+        holders = least(1.0 * self.extent, line)
+        message_bytes = self.size_bytes / holders / (lines if self.split else 1.0)
+        return all_gather_price(system, holders, lines, message_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window at another place of a dimension of `extent` split along `axis`: every PE needs `reach` elements from its neighbours, of
+    `row_bytes` each over all PEs of the other axis."""
+
+    axis: str
+    extent: int
+    reach: int
+    row_bytes: int
+    split: bool
+
+    def price(self, system: System) -> Price:
+        line, lines = _line(system, self.axis)
+        line = least(1.0 * self.extent, line)
+        block = share(self.extent, line)
+        message_bytes = self.reach * self.row_bytes / (lines if self.split else 1.0)
+        b, hops = wavelets(system, message_bytes), share(self.reach, block)
+        links = (line - 1.0) * lines
+        carried = least(1.0 * self.reach, block) / self.reach  # of each message, on every hop but what is dropped on the way
+        energy = b * hops * most(carried, 1.0 / hops) * links
+        return travel(system, b, energy, links, hops, depth=hops, byte_hops=energy * system.link_bits / 8.0)
+
+
+Work = Elementwise | Product | Reduction | Gather | Window
+
+# Work whose sizes are arrays is many pieces of work at once. What chooses a formula is static.
+_STATIC = {"itemsize_bytes", "axis", "topology", "split", "operands"}
+for _kind in (Elementwise, Product, Reduction, Gather, Window):
+    _names = [f.name for f in dataclasses.fields(_kind)]
+    jax.tree_util.register_dataclass(_kind, [n for n in _names if n not in _STATIC], [n for n in _names if n in _STATIC])
