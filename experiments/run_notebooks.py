@@ -15,6 +15,7 @@ import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rich.console import Console
+from rich.markdown import Markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -50,7 +51,8 @@ def execute(name: str, timeout_seconds: int = 600) -> nbformat.NotebookNode:
     notebook = jupytext.read(source)
     # the kernel starts in the folder of the notebooks, and finds `models` and `wsejax` of this checkout also where it is not installed
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("MPLBACKEND", None)  # it would come before the notebook's own choice
     client = NotebookClient(notebook, timeout=timeout_seconds, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     return client.execute(env=environment)
 
@@ -75,7 +77,7 @@ def main(settings: Settings) -> int:
                 return 1
         nbformat.write(notebook, settings.out / f"{name}.ipynb")
         console.print(f"[bold]{name}[/bold]  {time.perf_counter() - began:.0f} s on this host")
-        console.print(finding(notebook), markup=False, highlight=False, end="\n\n")
+        console.print(Markdown(finding(notebook)), end="\n\n")
     console.print(f"with their outputs: {settings.out}", highlight=False)
     return 0
 

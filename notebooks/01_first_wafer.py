@@ -26,6 +26,7 @@
 # neighbour: does it still compute the same numbers?
 
 # %%
+# %matplotlib inline
 import tempfile
 from pathlib import Path
 

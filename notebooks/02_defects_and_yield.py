@@ -25,6 +25,7 @@
 # Cerebras gives for TSMC's 5 nm ("100x Defect Tolerance").
 
 # %%
+# %matplotlib inline
 import tempfile
 from pathlib import Path
 
@@ -106,7 +107,7 @@ axes.axvline(sizes[-1], color="#888", linewidth=0.8)
 axes.annotate("a PE of the WSE-3", (sizes[-1], 60), xytext=(4, 0), textcoords="offset points", color="#555")
 axes.set(xlabel="area of a core (mm²)", ylabel="% of the wafer", title=f"A wafer with {PER_MM2 * spec.area_mm2:.0f} defects")
 axes.grid(alpha=0.3)
-axes.legend()
+_ = axes.legend()
 
 # %% [markdown]
 # ## How far it can be pushed
@@ -130,7 +131,7 @@ for hops in (3, 5, 9, None):
 axes.semilogx([100 * f for f in dead], [100 - 100 * f for f in dead], "k--", linewidth=0.8, label="healthy")
 axes.set(xlabel="dead PEs (%)", ylabel="PEs in the mesh (%)", title="What a bound on hops costs, 128 x 128 PEs")
 axes.grid(alpha=0.3)
-axes.legend()
+_ = axes.legend()
 
 # %% [markdown]
 # ## Finding

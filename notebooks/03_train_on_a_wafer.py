@@ -23,6 +23,7 @@
 # an ordinary machine?
 
 # %%
+# %matplotlib inline
 import tempfile
 from pathlib import Path
 
@@ -136,7 +137,7 @@ right.semilogy(np.abs(on_perfect - plain) / plain, color="#1f5fa8", label="perfe
 right.set(xlabel="step", ylabel="relative difference of the loss", title="The order of sums, nothing else")
 for axes in (left, right):
     axes.grid(alpha=0.3)
-    axes.legend()
+    _ = axes.legend()
 
 # %% [markdown]
 # ## What the step did on the wafer

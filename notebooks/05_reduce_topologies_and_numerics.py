@@ -30,6 +30,7 @@
 # **Question.** Which tree is best when, and does the choice, made for speed, change the numbers?
 
 # %%
+# %matplotlib inline
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -143,7 +144,7 @@ for axes, dtype in zip(all_axes, ("float32", "bfloat16"), strict=True):
     axes.annotate("one rounding at most", (sides[0], half_a_step), xytext=(0, 3), textcoords="offset points", color="#555")
     axes.set(xlabel="PEs on the line", ylabel="relative error of the sum (rms)", title=dtype, xticks=sides, xticklabels=sides)
     axes.grid(alpha=0.3)
-    axes.legend()
+    _ = axes.legend()
 
 # %% [markdown]
 # ## A sum that depends on who travels with it

@@ -56,6 +56,7 @@ def test_it_runs(name: str):
     assert time.perf_counter() - began[1] < 4 * SECONDS_EACH  # of which other work on this machine may take most
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert sum("image/png" in out.get("data", {}) for out in outputs) >= 2
+    assert not [out for out in outputs if "<Figure" in out.get("data", {}).get("text/plain", "") and "image/png" not in out["data"]]
     said = run_notebooks.finding(notebook)
     assert len(re.findall(r"\d+", said)) >= 3, "a finding is in numbers"
     errors = [out.text for out in outputs if out.get("name") == "stderr"]
