@@ -125,7 +125,7 @@ for row in audit["rows"]:
 moved = dict(sorted(((name, n) for name, n in moved.items() if n), key=lambda item: item[1]))
 figure, axes = plt.subplots(figsize=(7, 0.6 * len(moved) + 1), layout="constrained")
 axes.barh(list(moved), [n / 1024 for n in moved.values()], color="#1f5fa8")
-axes.set(xlabel="KiB times links crossed, of one step (a tile a device)", title="What moved, by operation and kernel")
+axes.set(xscale="log", xlabel="KiB times links crossed, of one step (a tile a device)", title="What moved, by operation and kernel")
 axes.grid(axis="x", alpha=0.3)
 
 
