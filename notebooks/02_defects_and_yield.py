@@ -56,17 +56,17 @@ print(f"a wafer has {PER_MM2 * spec.area_mm2:.0f} defects on average")
 # ## With a mesh that goes round
 #
 # The compiler of a wafer wants a perfect rectangle of PEs. `wse.remap` finds the largest one that it can embed into what is healthy,
-# where neighbours of the rectangle are at most so many hops apart. One wafer, with defects that come in clusters as they do in fabs, on a
-# piece small enough to see single PEs:
+# where neighbours of the rectangle are at most so many hops apart. First a piece small enough to see single PEs, with a hundred times as
+# many defects as there should be:
 
 # %%
 piece = spec.scaled(64, 64)
-clustered = wse.DefectMap.sample(piece, per_mm2=0.1, clustering=1.0, seed=3)
-wse.plot_wafer(wse.Wafer(piece, clustered, policy="largest", max_dilation=5, devices=(1, 1)), pictures / "piece.png")
+crowded = wse.DefectMap.sample(piece, per_mm2=100 * PER_MM2, seed=3)
+wse.plot_wafer(wse.Wafer(piece, crowded, policy="largest", max_dilation=5, devices=(1, 1)), pictures / "piece.png")
 
 # %% [markdown]
-# And whole wafers, some with independent defects and some with clustered ones. "Spares" asks for what the real product promises: that
-# each wafer gives the very same grid, whatever is broken; the rest of the PEs are spares.
+# And whole wafers, some with independent defects and some with defects that crowd on some dies, as they do in fabs. "Spares" asks for
+# what the real product promises: that each wafer gives the very same grid, whatever is broken; the rest of the PEs are spares.
 
 # %%
 found = []
@@ -127,9 +127,9 @@ for hops in (3, 5, 9, None):
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for hops in (3, 5, 9, None):
     label = "any number of hops" if hops is None else f"at most {hops} hops"
-    axes.semilogx([100 * f for f in dead], [100 * kept[hops, f] for f in dead], "o-", label=label)
-axes.semilogx([100 * f for f in dead], [100 - 100 * f for f in dead], "k--", linewidth=0.8, label="healthy")
-axes.set(xlabel="dead PEs (%)", ylabel="PEs in the mesh (%)", title="What a bound on hops costs, 128 x 128 PEs")
+    axes.loglog([100 * f for f in dead], [100 - 100 * kept[hops, f] for f in dead], "o-", label=label, alpha=0.8)
+axes.loglog([100 * f for f in dead], [100 * f for f in dead], "k--", linewidth=0.8, label="dead")
+axes.set(xlabel="dead PEs (%)", ylabel="PEs not in the mesh (%)", title="What a bound on hops costs, 128 x 128 PEs")
 axes.grid(alpha=0.3)
 _ = axes.legend()
 
