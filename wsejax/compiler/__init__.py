@@ -7,16 +7,18 @@ from wsejax.compiler.cache import CacheInfo
 from wsejax.compiler.check import FabricError, HloReport, check_hlo
 from wsejax.compiler.export import Exported, LoadedFunction, load_exported
 from wsejax.compiler.extend import register_rule, wafer_map
-from wsejax.compiler.ir import Op, UnsupportedOpError
+from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value
 from wsejax.compiler.jit import WaferFunction, audit, jit
+from wsejax.compiler.layout import Layouts
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
 from wsejax.compiler.program import Call, Loop, Program
 from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
+from wsejax.compiler.work import weights_of
 
 __all__ = [
-    "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "HloReport", "LoadedFunction", "Loop",
-    "Lowered", "Op", "Program", "Step", "Traffic", "UnsupportedOpError", "WaferFunction", "attention", "audit", "check_hlo", "jit",
-    "load_exported", "register_rule", "traffic", "wafer_map", "with_layout",
+    "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "Graph", "HloReport", "Layouts",
+    "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "UnsupportedOpError", "Value", "WaferFunction", "attention",
+    "audit", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
 ]  # fmt: skip

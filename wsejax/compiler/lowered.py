@@ -54,6 +54,11 @@ class Lowered:
         """Of arguments and results: those in the cache, so that a hit is not planned, else those of the plan."""
         return self._entry.layouts() if self._entry is not None and self._entry.found else (self.plan.ins, self.plan.outs)
 
+    @property
+    def donated(self) -> tuple[int, ...]:
+        """Numbers of the flat arguments that are given away."""
+        return self._given_away
+
     def explain(self) -> str:
         """Whether the program is in the cache, and if not, which parts of the key differ from the nearest program of the same function."""
         if self._entry is None:

@@ -44,8 +44,8 @@ class Call:
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
     same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False) or "local" (every
     block has what it needs). `loops` are those around it whose length is known, from the outside in, and `trips` their product; `under`
-    names those of unknown length: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes times hops of one
-    trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
+    names those of unknown length: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes
+    times hops of one trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
 
     kind: str

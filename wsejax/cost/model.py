@@ -1,7 +1,7 @@
 """`wse.cost`: what a program would take on a real machine, from the `Program` alone.
 
-The wafer does one kernel after the other, each on the whole grid, so cycles add up; inside a kernel computing and moving overlap as its closed
-form says. Weights that do not fit stream in while the wafer computes, and the longer of the two counts. All of it is modelled.
+The wafer does one kernel after the other, each on the whole grid, so cycles add up; inside a kernel computing and moving overlap as its
+closed form says. Weights that do not fit stream in while the wafer computes, and the longer of the two counts. All of it is modelled.
 """
 
 from __future__ import annotations
