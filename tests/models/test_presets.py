@@ -40,4 +40,3 @@ def test_names_do_not_collide():
 def test_an_unknown_name_lists_what_is_near():
     with pytest.raises(ValueError, match=r"name='llama-3.1-9b'.*llama-3\.1-8b"):
         presets.find("llama-3.1-9b")
-

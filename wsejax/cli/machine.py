@@ -40,9 +40,9 @@ def changed(base: str, changes: tuple[str, ...]) -> System:
         try:
             values[name.strip().replace("-", "_")] = float(value)
         except ValueError:
-            raise ValueError(f"--set {text}: give a field and a number, such as --set link_bits=64") from None
+            raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64") from None
         if not equals:
-            raise ValueError(f"--set {text}: give a field and a number, such as --set link_bits=64")
+            raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64")
     return system(base).replace(**values)
 
 

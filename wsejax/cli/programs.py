@@ -121,7 +121,12 @@ def _function(program: str, arg: tuple[str, ...], donate: tuple[int, ...]) -> As
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.insert(0, here)
-        module = importlib.import_module(where)
+        try:
+            module = importlib.import_module(where)
+        except (ImportError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{program}: cannot import {where!r} ({error}); start where it can be found, or give file.py:function"
+            ) from error
     function = getattr(module, name, None)
     if not callable(function):
         callables = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -156,7 +161,13 @@ def dimensions(model: str) -> dict[str, Any]:
       OSError: a file that cannot be read.
     """
     if not model.endswith(".json"):
-        return dict(model_file("presets").find(model))
+        presets = model_file("presets")
+        try:
+            return dict(presets.find(model))
+        except ValueError as error:
+            raise ValueError(f"{error}. Known are {', '.join(presets.names())}") from None
+    if not Path(model).is_file():
+        raise FileNotFoundError(f"{model}: no such file; give a JSON file of dimensions, or a published model by its name")
     try:
         read = json.loads(Path(model).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
