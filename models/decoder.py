@@ -34,6 +34,7 @@ class DecoderConfig:
     tied: bool = False
     rope_base: float = 10_000.0
     query_block: int = 512  # queries whose scores exist together
+    loss_block: int = 128  # tokens of a sequence whose logits exist together, in a training step
     remat: bool = True
     dtype: Any = jnp.float32  # of parameters and activations; norms, softmax and logits are float32
 
@@ -134,6 +135,17 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: seq is longer than the context.
         """
+        return self.logits(self.features(tokens))
+
+    def logits(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq vocab"]:
+        return (self.tokens.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
+
+    def features(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+        """What the head reads.
+
+        Raises:
+          ValueError: seq is longer than the context.
+        """
         c, seq = self.config, tokens.shape[1]
         if seq > c.context:
             raise ValueError(f"tokens has sequence length {seq}, the model's context is {c.context}: crop the input or raise `context`")
@@ -145,6 +157,39 @@ class Decoder(nnx.Module):
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         x, _ = jax.lax.scan(layer, x, stacked)
-        x = self.norm(x)
-        logits = self.tokens.attend(x) if self.head is None else self.head(x)
-        return logits.astype(jnp.float32)
+        return self.norm(x)
+
+
+def abstract_train_step(config: DecoderConfig, tx: Any) -> tuple[Any, dict[str, Any]]:
+    """(step, state): a pure `step(state, tokens) -> (state, loss)` and the shapes of its state, with nothing allocated.
+
+    tx: an optax transformation. tokens: int32 [batch, seq + 1]; the loss is the mean cross-entropy of the next token, in nats.
+    """
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(model)
+
+    def loss(params: Any, tokens: Int[Array, "batch seq_and_one"]) -> Float[Array, ""]:
+        model = nnx.merge(graph, params)
+        x, targets = model.features(tokens[:, :-1]), tokens[:, 1:]
+
+        def of(x, targets):
+            picked = jnp.take_along_axis(jax.nn.log_softmax(model.logits(x)), targets[..., None], axis=-1)
+            return -picked.sum()
+
+        count, block = targets.shape[1] // config.loss_block, config.loss_block
+        if count < 2:
+            return of(x, targets) / targets.size
+        cut = lambda v: jnp.moveaxis(v[:, : count * block].reshape(v.shape[0], count, block, *v.shape[2:]), 1, 0)
+        again = jax.checkpoint(lambda sum_, some: (sum_ + of(*some), None), prevent_cse=False)
+        total, _ = jax.lax.scan(again, jnp.zeros(()), (cut(x), cut(targets)))
+        if targets.shape[1] % block:
+            total = total + of(x[:, count * block :], targets[:, count * block :])
+        return total / targets.size
+
+    def step(state: dict[str, Any], tokens: Int[Array, "batch seq_and_one"]) -> tuple[dict[str, Any], Float[Array, ""]]:
+        value, grads = jax.value_and_grad(loss)(state["params"], tokens)
+        updates, opt = tx.update(grads, state["opt"], state["params"])
+        params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state["params"], updates)
+        return {"params": params, "opt": opt}, value
+
+    return step, {"params": params, "opt": jax.eval_shape(tx.init, params)}

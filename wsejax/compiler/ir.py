@@ -131,6 +131,17 @@ def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> 
     return Graph(ins, _turn_products(ops, outs), outs)
 
 
+def read_blocks(closed, keep: tuple[str, ...] = ()) -> Graph | None:
+    """The graph of what the first `shard_map` of a jaxpr does on a block, None where there is none."""
+    for eqn in _open(closed)[0].eqns:
+        if eqn.primitive.name == "shard_map":
+            return read(eqn.params["jaxpr"], keep=keep)
+        for inner in jec.jaxprs_in_params(eqn.params):
+            if (found := read_blocks(inner, keep)) is not None:
+                return found
+    return None
+
+
 def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
     """Products whose only use is a transpose of (A's kept, B's kept) into (B's kept, A's kept) are done as B A instead, unless B is larger.
 

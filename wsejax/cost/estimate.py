@@ -224,7 +224,14 @@ def fits(
     grows = "activations" if what == "train" else "keys and values"
     if not _missing(resident, capacity, "on the wafer"):
         return Fit(
-            **common, verdict="resident", on_wafer=resident, outside={}, short={}, min_tokens=None, most_tokens=room(resident, grows), notes=()
+            **common,
+            verdict="resident",
+            on_wafer=resident,
+            outside={},
+            short={},
+            min_tokens=None,
+            most_tokens=room(resident, grows),
+            notes=(),
         )
     short = {**_missing(streamed, capacity, "on the wafer"), **_missing(outside, outside_bytes, "outside")}
     most = room(streamed, grows)

@@ -156,9 +156,7 @@ def vector_rate(system: System, software: Software, length: Any, itemsize_bytes:
     return length / (software.vector_cycles + length / rate)
 
 
-def scores_price(
-    system: System, m: Any, k: Any, n: Any, fma_rate: Any, software: Software = WAFERLLM, itemsize_bytes: int = 2
-) -> Price:
+def scores_price(system: System, m: Any, k: Any, n: Any, fma_rate: Any, software: Software = WAFERLLM, itemsize_bytes: int = 2) -> Price:
     """`times_transposed_price`, where the sums of a step may still be on their way along a row while the next step is multiplied."""
     rows, cols = system.rows, system.cols
     price = times_transposed_price(system, rows, cols, m, k, n, itemsize_bytes, fma_rate)

@@ -16,13 +16,15 @@ import numpy as np
 from jaxtyping import Float
 
 from wsejax.compiler import Graph, Layouts, Lowered, Op, Value, weights_of
+from wsejax.compiler.ir import scan_split
 from wsejax.compiler.work import FREE
 from wsejax.hardware import CS3, System
 from wsejax.kernels.relayout import Layout
 
 REPLICATED_BYTES = 1024
 PRODUCTS = ("dot_general", "conv_general_dilated", "ring_attention", "ring_attention_gradient")
-KINDS = ("weights", "state", "inputs", "gradients", "activations", "buffers")
+STREAMED_KINDS = ("inputs", "saved", "activations", "buffers")  # what is on the wafer when weights are not
+KINDS = ("weights", "state", "inputs", "gradients", "saved", "activations", "buffers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Memory:
 
     Attributes:
       peak: bytes by kind. "weights" are read by products, "state" is what else is donated (moments of an optimiser), "gradients" are values
-        of a weight's shape that the program makes, "buffers" the operands that are under way in a product.
+        of a weight's shape that the program makes, "saved" what loops stack up (activations for the backward pass), "buffers" the
+        operands that are under way in a product.
       at: the operation at which it happens.
       code_bytes: program text and runtime of a real machine.
-      streamed_bytes: the peak if weights, state and gradients stay outside, except two layers of weights and one of gradients.
+      streamed_peak: bytes by kind at the fullest moment of what streaming leaves on the wafer.
+      layer_bytes: two layers of weights and one of gradients: what streaming holds of the others.
       verdict: "resident", "streamed" or "does not fit".
     """
 
@@ -53,13 +57,19 @@ class Memory:
     peak: dict[str, float]
     at: str
     code_bytes: float
-    streamed_bytes: float
+    streamed_peak: dict[str, float]
+    layer_bytes: float
     held: tuple[Held, ...]
     advice: tuple[str, ...]
 
     @property
     def peak_bytes(self) -> float:
         return sum(self.peak.values()) + self.code_bytes
+
+    @property
+    def streamed_bytes(self) -> float:
+        """The peak if weights, state and gradients stay outside, but for a few layers."""
+        return sum(self.streamed_peak.values()) + self.layer_bytes + self.code_bytes
 
     @property
     def verdict(self) -> str:
@@ -119,11 +129,24 @@ def memory(lowered: Lowered, system: System = CS3) -> Memory:
     mark = _Mark(chosen, system, shapes)
     mark.layouts.update(zip(graph.ins, plan.ins, strict=True))
     live = {v: kind[v] for v in graph.ins}
-    peak, at, held = mark.walk(graph, live, keep={v for v in graph.ins if v not in given_away} | set(graph.outs))
-    streamed = _streamed(graph, weights, peak, system)
+    keep = {v for v in graph.ins if v not in given_away} | set(graph.outs)
+    fullest, streamed = mark.walk(graph, live, keep, results=set(graph.outs))
     code = float(np.max(system.code_per_pe_bytes))
-    found = Memory(system, peak, at, code, streamed + code, held, ())
+    left = {k: n for k, n in streamed.bytes_of.items() if k in STREAMED_KINDS}
+    found = Memory(system, fullest.bytes_of, fullest.at, code, left, _layer_bytes(graph, weights, system), fullest.held, ())
     return dataclasses.replace(found, advice=_advice(found, weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moment:
+    """What is held at one op."""
+
+    bytes_of: dict[str, float]
+    at: str
+    held: tuple[Held, ...]
+
+    def total(self, kinds: tuple[str, ...]) -> float:
+        return sum(self.bytes_of.get(kind, 0.0) for kind in kinds)
 
 
 class _Mark:
@@ -143,11 +166,17 @@ class _Mark:
         repeated = math.ceil(elements / math.prod(line[a] for a in axes)) * width if len(axes) < 2 else math.inf
         return repeated if repeated <= REPLICATED_BYTES else math.ceil(elements / (rows * cols)) * width
 
-    def kind(self, value: Value) -> str:
-        return "gradients" if tuple(sorted(value.shape)) in self.weight_shapes else "activations"
+    def kind(self, value: Value, op: Op) -> str:
+        if tuple(sorted(value.shape)) in self.weight_shapes:
+            return "gradients"
+        stacked = op.name == "scan" and op.outs.index(value) >= scan_split(op)[1]
+        return "saved" if stacked else "activations"
 
-    def walk(self, graph: Graph, live: dict[Value, str], keep: set[Value]) -> tuple[dict[str, float], str, tuple[Held, ...]]:
-        """(bytes by kind at the fullest moment, where, what is alive) of a graph whose inputs `live` holds already."""
+    def walk(
+        self, graph: Graph, live: dict[Value, str], keep: set[Value], results: set[Value] | frozenset[Value] = frozenset()
+    ) -> tuple[_Moment, _Moment]:
+        """(the fullest moment, the fullest of what streaming leaves) of a graph whose inputs `live` holds already; `results` are the new
+        state."""
         root: dict[Value, Value] = {}
         find = lambda v: find(root[v]) if v in root else v
         for op in graph.ops:
@@ -157,10 +186,9 @@ class _Mark:
         for i, op in enumerate(graph.ops):
             last.update((find(v), i) for v in op.ins)
         kept = {find(v) for v in (*keep, *graph.outs)}
-        now = dict(live)
-        best: tuple[float, dict[str, float], str, tuple[Held, ...]] = (-1.0, dict.fromkeys(KINDS, 0.0), "the arguments", ())
-        sizes = {v: self.pe_bytes(v) for v in now}
-        best = self._fuller(best, now, sizes, {}, (), "the arguments")
+        new_state = {find(v) for v in results}
+        now, sizes = dict(live), {v: self.pe_bytes(v) for v in live}
+        best = [self._moment(now, sizes, _NOTHING, "the arguments")] * 2
         for i, op in enumerate(graph.ops):
             dying = [v for v in {find(v) for v in op.ins} if last.get(v) == i and v in now and v not in kept]
             if not op.bodies and op.name not in PRODUCTS:  # done in place
@@ -168,48 +196,44 @@ class _Mark:
                     del now[v]
             for out in op.outs:
                 if find(out) is out:
-                    now[out] = self.kind(out)
                     sizes[out] = self.pe_bytes(out)
-            extra, more = self._inside(op)
-            best = self._fuller(best, now, sizes, extra, more, f"{op.name} at {op.source}")
+                    now[out] = self.kind(out, op)
+                    if out in new_state and now[out] == "gradients":
+                        now[out] = "state"
+            for n, (kinds, inside) in enumerate(zip((KINDS, STREAMED_KINDS), self._inside(op), strict=True)):
+                moment = self._moment(now, sizes, inside, f"{op.name} at {op.source}")
+                if moment.total(kinds) > best[n].total(kinds):
+                    best[n] = moment
             for v in (*dying, *(find(o) for o in op.outs if find(o) not in last and find(o) not in kept)):
                 now.pop(v, None)
-        return best[1:]
+        return best[0], best[1]
 
-    def _fuller(self, best, now, sizes, extra, more, at):
-        bytes_of = dict.fromkeys(KINDS, 0.0)
+    def _moment(self, now: dict[Value, str], sizes: dict[Value, float], inside: _Moment, at: str) -> _Moment:
+        bytes_of = dict.fromkeys(KINDS, 0.0) | inside.bytes_of
         for v, kind in now.items():
             bytes_of[kind] += sizes[v]
-        for kind, n in extra.items():
-            bytes_of[kind] += n
-        total = sum(bytes_of.values())
-        if total <= best[0]:
-            return best
-        held = tuple(Held(k, str(v), self.layouts.get(v) or self.chosen[v], v.shape, sizes[v]) for v, k in now.items())
-        return total, bytes_of, at, (*held, *more)
+        held = lambda: tuple(Held(k, str(v), self.layouts.get(v) or self.chosen[v], v.shape, sizes[v]) for v, k in now.items())
+        return _Moment(bytes_of, at, (*held(), *inside.held))
 
-    def _inside(self, op: Op) -> tuple[dict[str, float], tuple[Held, ...]]:
-        """Bytes that an op needs besides its operands and results: the body of a loop, or operands under way."""
+    def _inside(self, op: Op) -> tuple[_Moment, _Moment]:
+        """What an op needs besides its operands and results: the body of a loop, or operands under way."""
         if not op.bodies:
-            return {"buffers": sum(self.pe_bytes(v) for v in op.ins) if op.name in PRODUCTS else 0.0}, ()
-        fullest: tuple[float, dict[str, float], tuple[Held, ...]] = (-1.0, {}, ())
-        for body in op.bodies:  # what comes in is held outside, or is a slice of it
-            peak, _, held = self.walk(body, {}, keep=set())
-            if sum(peak.values()) > fullest[0]:
-                fullest = sum(peak.values()), peak, held
-        return fullest[1], fullest[2]
+            moving = {"buffers": sum(self.pe_bytes(v) for v in op.ins)} if op.name in PRODUCTS else {}
+            return (_Moment(moving, "", ()),) * 2
+        pairs = [self.walk(body, {}, keep=set()) for body in op.bodies]  # what comes in is held outside, or is a slice of it
+        return max((p[0] for p in pairs), key=lambda m: m.total(KINDS)), max((p[1] for p in pairs), key=lambda m: m.total(STREAMED_KINDS))
 
 
-def _streamed(graph: Graph, weights: set[Value], peak: dict[str, float], system: System) -> float:
-    """Bytes a PE with two layers of weights (one in use, one arriving) and one of gradients; a layer is a slice of the loop over layers, or
+_NOTHING = _Moment({}, "", ())
+
+
+def _layer_bytes(graph: Graph, weights: set[Value], system: System) -> float:
+    """Bytes a PE of two layers of weights (one in use, one arriving) and one of gradients. A layer is a slice of the loop over layers, or
     the largest weight outside of it."""
-    pes = float(np.min(system.pes))
     slices = [v.size_bytes / v.shape[0] for op in graph.ops if op.name == "scan" for v in op.ins if v in weights and v.ndim > 1]
     scanned = {v for op in graph.ops if op.name == "scan" for v in op.ins}
     single = [v.size_bytes for v in weights if v not in scanned]
-    layer = max([sum(slices) / max(1, _scans(graph, weights)), *single, 0.0])
-    rest = peak["inputs"] + peak["activations"] + peak["buffers"]
-    return rest + 3.0 * layer / pes
+    return 3.0 * max([sum(slices) / max(1, _scans(graph, weights)), *single, 0.0]) / float(np.min(system.pes))
 
 
 def _scans(graph: Graph, weights: set[Value]) -> int:
@@ -229,15 +253,18 @@ def _advice(found: Memory, weights: set[Value]) -> tuple[str, ...]:
         said.append(
             f"streamed, weights, state and gradients ({fixed:,.0f}) stay outside the wafer: it fits with {found.streamed_bytes:,.0f}"
         )
-    left = room - found.code_bytes - (found.streamed_bytes - found.code_bytes - found.peak["activations"])
+    varying = sum(found.streamed_peak.values()) - found.streamed_peak["inputs"]
+    left = room - (found.streamed_bytes - varying)
     if found.streamed_bytes > room and left > 0:
-        parts = math.ceil(found.peak["activations"] / left)
-        said.append(f"activations: {parts} micro-batches of 1/{parts} of the batch each, or jax.checkpoint round a layer")
+        parts = math.ceil(varying / left)
+        said.append(f"batch: {parts} micro-batches, each of 1/{parts}")
+        if found.peak["saved"] > varying / 2:
+            said.append(
+                f"saved for the backward pass are {found.peak['saved']:,.0f}: recompute them (jax.checkpoint round a layer, or in pieces)"
+            )
     elif found.streamed_bytes > room:
-        said.append(
-            f"activations and buffers of one layer alone are too large: split them over {math.ceil(found.streamed_bytes / room)} wafers"
-        )
+        said.append(f"weights of one layer alone are too large: split them over {math.ceil(found.streamed_bytes / room)} wafers")
     if any(v.dtype.itemsize >= 4 for v in weights):
-        halved = found.peak["weights"] + found.peak["activations"]
+        halved = found.peak["weights"] + varying
         said.append(f"dtype: 16-bit weights and activations halve {halved:,.0f} bytes")
     return tuple(said)

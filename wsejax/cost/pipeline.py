@@ -37,9 +37,7 @@ def kv_bytes_per_row_pe(region: System, llm: LLM, layers: Any, kv_bytes: float =
     return 2.0 * share(llm.kv_heads * llm.head_width, region.cols) * kv_bytes * layers
 
 
-def kv_capacity_tokens(
-    region: System, llm: LLM, layers: Any, weight_bytes: float = 2, kv_bytes: float = 2, balanced: bool = True
-) -> float:
+def kv_capacity_tokens(region: System, llm: LLM, layers: Any, weight_bytes: float = 2, kv_bytes: float = 2, balanced: bool = True) -> float:
     """Tokens whose keys and values fit beside the weights of `layers` layers on `region`.
 
     Args:

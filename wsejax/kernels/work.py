@@ -157,10 +157,28 @@ class Window:
         return travel(system, b, energy, links, hops, depth=hops, byte_hops=energy * system.link_bits / 8.0)
 
 
-Work = Elementwise | Product | Reduction | Gather | Window
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """One `fabric.shift` of a program for PEs: every tile hands `message_bytes` to its neighbour along `axis`, on a grid of `line` tiles
+    along it by `lines`. With a PE a tile that is one hop and a receive; else it crosses the tile, on all its rows or columns."""
+
+    axis: str
+    line: int
+    lines: int
+    message_bytes: int
+
+    def price(self, system: System) -> Price:
+        pes_line, pes_lines = _line(system, self.axis)
+        hops, side = most(pes_line / self.line, 1.0), most(pes_lines / self.lines, 1.0)  # of a tile
+        b, links = wavelets(system, self.message_bytes / side), (self.line - 1.0) * hops * self.lines * side
+        moved = self.message_bytes * (self.line - 1.0) * self.lines * hops
+        return travel(system, b, b * links, links, hops, depth=1.0, byte_hops=moved)
+
+
+Work = Elementwise | Product | Reduction | Gather | Window | Shift
 
 # Work whose sizes are arrays is many pieces of work at once. What chooses a formula is static.
 _STATIC = {"itemsize_bytes", "axis", "topology", "split", "operands"}
-for _kind in (Elementwise, Product, Reduction, Gather, Window):
+for _kind in (Elementwise, Product, Reduction, Gather, Window, Shift):
     _names = [f.name for f in dataclasses.fields(_kind)]
     jax.tree_util.register_dataclass(_kind, [n for n in _names if n not in _STATIC], [n for n in _names if n in _STATIC])

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..cost.memory import Memory
 from ..cost.model import Cost
 from ..cost.timeline import TRACKS, Timeline
-from .plots import _figure, _save, _size
+from .plots import _figure, _save
 
 _COLOURS = {
     "kernels": "#4a5568", "compute": "#1f5fa8", "fabric x": "#d9822b", "fabric y": "#e0b03a", "latency": "#7a2fb0", "I/O": "#2f855a",
@@ -46,10 +46,10 @@ def cost_table(cost: Cost, lines: int = 15, error: str = "") -> rich.console.Gro
     rate = f", {cost.tokens_per_second:,.0f} tokens/s" if cost.tokens_per_second is not None else ""
     head = [
         f"modelled step on {cost.system.name}, {cost.execution}: {time}{rate}" + (f"; {error}" if error else ""),
-        f"modelled: {cost.price.flops:.4g} flops, {cost.mfu:.1%} of the dense 16-bit peak, PEs compute {cost.utilisation:.0%} of the "
+        f"modelled: {cost.price.flops:.4g} flops, {cost.mfu:.1%} of the dense peak, PEs compute {cost.utilisation:.0%} of the "
         f"time, {cost.price.byte_hops:.3g} bytes x hops, {cost.joules:.3g} J, {cost.watts / 1e3:.3g} kW",
-        f"modelled roofline: {roof['flops_per_sram_byte']:.3g} flops an SRAM byte, {roof['flops_per_link_byte']:.3g} a link byte; the lowest "
-        f"roof is {roof['roof']}",
+        f"modelled roofline: {roof['flops_per_sram_byte']:.3g} flops an SRAM byte, {roof['flops_per_link_byte']:.3g} a link byte; the "
+        f"lowest roof is {roof['roof']}",
     ]
     if cost.io_seconds:
         head.append(
@@ -83,7 +83,7 @@ def memory_table(memory: Memory) -> rich.console.Group:
 def plot_memory(memory: Memory, path: str | os.PathLike[str]) -> Figure:
     """Heat map of the bytes that each PE holds at the program's high-water mark, with the kinds as bars."""
     held = memory.map()
-    figure = _figure(*_size(*held.shape))
+    figure = _figure(9, 6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     limit = float(memory.system.sram_per_pe_bytes)
     heat = left.imshow(held, cmap="viridis", vmin=0, vmax=max(limit, memory.peak_bytes), interpolation="nearest", aspect="auto")
@@ -95,7 +95,7 @@ def plot_memory(memory: Memory, path: str | os.PathLike[str]) -> Figure:
         bottom += size
     right.axhline(limit, color="#c0182b", linewidth=1.2, label="SRAM")
     right.set(ylabel="bytes")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     return _save(figure, path)
 
 

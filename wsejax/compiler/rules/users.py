@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+import math
 
+import jax
+import jax.numpy as jnp
+
+from wsejax import fabric
 from wsejax.compiler.extend import Kernel
-from wsejax.compiler.ir import Op, UnsupportedOpError, collectives
+from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, collectives, itemsize_bytes, read_blocks
 from wsejax.compiler.pin import as_layout
+from wsejax.compiler.program import Array, Call, Loop
 from wsejax.compiler.walk import Context, Step, rule
+from wsejax.compiler.work import flops_of, work_of
+from wsejax.kernels.work import Elementwise, Product, Shift, Work
+
+_SHIFTS = {f"fabric_shift_{way}": way for way in fabric.DIRECTIONS}  # the names by which `fabric.shift` is known in a jaxpr
 
 
 @rule("wafer_map")
@@ -20,7 +30,8 @@ def wafer_map(op: Op, ctx: Context) -> Step:
         )
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in op.ins]
     hops = 0
-    for name, moved in collectives(jax.make_jaxpr(kernel)(*shapes), ctx.devices):
+    closed = jax.make_jaxpr(kernel)(*shapes)
+    for name, moved in collectives(closed, ctx.devices):
         if name != "ppermute":
             raise UnsupportedOpError(
                 f"{name} in {kernel.name} at {op.source}: only wsejax.fabric moves data between PEs; use its collectives"
@@ -28,4 +39,46 @@ def wafer_map(op: Op, ctx: Context) -> Step:
         hops += moved
     ins = [as_layout(spec, v.ndim, "in_specs") for spec, v in zip(kernel.in_specs, op.ins, strict=True)]
     outs = [as_layout(spec, v.ndim, "out_specs") for spec, v in zip(kernel.out_specs, op.outs, strict=True)]
-    return Step(ins, outs, kernel.f, [ctx.call("kernel", kernel.name, op, ins, outs, byte_hops=hops)])
+    blocks = read_blocks(closed, tuple(_SHIFTS))
+    inside = [] if blocks is None else _inside(blocks, kernel)
+    return Step(ins, outs, kernel.f, [ctx.call("kernel", kernel.name, op, ins, outs, byte_hops=hops), *inside])
+
+
+def _inside(graph: Graph, kernel: Kernel) -> list[Call]:
+    """The work of a kernel op by op, for its price: shifts, and arithmetic on what every PE holds. Blocks are of one device.
+
+    An upper bound: shifts follow one another although a machine would pipeline them, and all PEs send although masks spare some. Masks,
+    indices and choices are how the emulation says who does what; on a machine that is the program text of each PE, and costs nothing.
+    """
+    calls: list[Call] = []
+    devices = math.prod(kernel.wafer.devices)
+    for op in graph.ops:
+        if op.name == "scan":
+            loop = Loop(op.source, op.params["length"], op.params["reverse"])
+            calls += [c.looped(loop) for c in _inside(op.bodies[0], kernel)]
+        elif op.bodies:
+            branch = (lambda n: n) if op.name == "cond" else (lambda n: -1)
+            calls += [c.inside(op.source, branch(n)) for n, body in enumerate(op.bodies) for c in _inside(body, kernel)]
+        elif op.name in _SHIFTS:
+            axis, _ = fabric.DIRECTIONS[_SHIFTS[op.name]]
+            line, lines = kernel.wafer.tiles if axis == "y" else kernel.wafer.tiles[::-1]
+            message = math.prod(op.ins[0].shape[2:]) * itemsize_bytes(op.ins[0].dtype)
+            calls.append(_call(kernel, op, (Shift(axis, line, lines, message),), 0))
+        elif op.name == "select_n" or not any(jnp.issubdtype(v.dtype, jnp.inexact) for v in op.outs):
+            continue
+        elif work := work_of(op, [(None,) * v.ndim for v in op.ins], [(None,) * v.ndim for v in op.outs], "chain"):
+            every = tuple(dataclasses.replace(w, **_times(w, devices)) for w in work)
+            calls.append(_call(kernel, op, every, devices * flops_of(op)))
+    return calls
+
+
+def _times(work: Work, devices: int) -> dict[str, int]:
+    """A device's share of some work made the whole grid's."""
+    if isinstance(work, Elementwise):
+        return {name: getattr(work, name) * devices for name in ("elements", "special", "flops")}
+    return {"batch": work.batch * devices} if isinstance(work, Product) else {}
+
+
+def _call(kernel: Kernel, op: Op, work: tuple[Work, ...], flops: int) -> Call:
+    arrays = lambda values: tuple(Array.of(v, (None,) * v.ndim) for v in values)
+    return Call("inside", op.name, f"{kernel.name}: {op.name}", arrays(op.ins), arrays(op.outs), op.source, flops=flops, work=work)
