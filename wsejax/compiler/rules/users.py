@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from wsejax import fabric
 from wsejax.compiler.extend import Kernel
-from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, collectives, itemsize_bytes, read_blocks
+from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, collectives, read_blocks
 from wsejax.compiler.pin import as_layout
 from wsejax.compiler.program import Array, Call, Loop
 from wsejax.compiler.walk import Context, Step, rule
@@ -62,7 +62,7 @@ def _inside(graph: Graph, kernel: Kernel) -> list[Call]:
         elif op.name in _SHIFTS:
             axis, _ = fabric.DIRECTIONS[_SHIFTS[op.name]]
             line, lines = kernel.wafer.tiles if axis == "y" else kernel.wafer.tiles[::-1]
-            message = math.prod(op.ins[0].shape[2:]) * itemsize_bytes(op.ins[0].dtype)
+            message = devices * sum(v.size_bytes for v in op.outs) // (line * lines)
             calls.append(_call(kernel, op, (Shift(axis, line, lines, message),), 0))
         elif op.name == "select_n" or not any(jnp.issubdtype(v.dtype, jnp.inexact) for v in op.outs):
             continue
