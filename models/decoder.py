@@ -53,7 +53,7 @@ class DecoderConfig:
 def rotary(x: Float[Array, "batch seq heads dim"], base: float) -> Float[Array, "batch seq heads dim"]:
     """Pairs of features (i, i + dim / 2) turned by position / base^(2 i / dim) (Su et al. 2021, in Llama's order)."""
     half = x.shape[-1] // 2
-    angle = jnp.arange(x.shape[1])[:, None] * base ** (-jnp.arange(half) / half)
+    angle = jnp.outer(jnp.arange(x.shape[1]), base ** (-jnp.arange(half) / half))
     cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -70,7 +70,7 @@ def attend(
     def rows(start, some):
         scores = jnp.einsum("bqhgd,bkhd->bhgqk", some, k).astype(jnp.float32)
         sees = start + jnp.arange(some.shape[1])[:, None] >= jnp.arange(seq)[None, :]
-        weights = jax.nn.softmax(jnp.where(sees, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
+        weights = jax.nn.softmax(jnp.where(sees[None, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1).astype(v.dtype)
         return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v)
 
     count = seq // block

@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-medium": _gpt(24, 1024, 16, 50257, 1024),
     "gpt2-large": _gpt(36, 1280, 20, 50257, 1024),
     "gpt2-xl": _gpt(48, 1600, 25, 50257, 1024),
-    # Brown et al. 2020, table 2.1. Of XL the table says 24 heads of 128, which is not its width of 2048: 16 are taken; of 13B, 5140 for 5120
+    # Brown et al. 2020, table 2.1. It gives XL 24 heads of 128, which is not its width of 2048, and 13B a width of 5140: 16 and 5120 here
     "gpt3-125m": _gpt(12, 768, 12, 50257, 2048),
     "gpt3-350m": _gpt(24, 1024, 16, 50257, 2048),
     "gpt3-760m": _gpt(24, 1536, 16, 50257, 2048),

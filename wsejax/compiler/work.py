@@ -40,7 +40,10 @@ REDUCTIONS = {
 }  # fmt: skip
 RUNNING = {"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"}
 # flops / n^3 of a factorisation, as LAPACK's users' guide counts them; those that iterate are typical
-MATRICES = {"cholesky": 1 / 3, "lu": 2 / 3, "qr": 4 / 3, "eigh": 9.0, "svd": 22.0, "triangular_solve": 1.0}
+MATRICES = {
+    "cholesky": 1 / 3, "lu": 2 / 3, "qr": 4 / 3, "householder_product": 4 / 3, "eigh": 9.0, "eig": 25.0, "schur": 25.0, "svd": 22.0,
+    "hessenberg": 10 / 3, "tridiagonal": 4 / 3, "triangular_solve": 1.0,
+}  # fmt: skip
 
 
 def flops_of(op: Op) -> int:
@@ -79,6 +82,8 @@ def work_of(op: Op, ins: Sequence[Layout], outs: Sequence[Layout], topology: str
     if op.name == "conv_general_dilated":
         product = _convolution(op, outs[0])
         return (product,) if product.flops else ()
+    if op.name in MATRICES:
+        return (_factorisation(op),)
     found: list[Work] = [_elementwise(op)]
     x, lay = (op.ins[0], ins[0]) if op.ins else (op.outs[0], outs[0])
     if op.name in REDUCTIONS or op.name in RUNNING:
@@ -104,6 +109,14 @@ def moves_of(value: Value, src: Layout, dst: Layout) -> tuple[Work, ...]:
     return tuple(found)
 
 
+def _factorisation(op: Op) -> Product:
+    """As a product of the same size with as many operations: blocked algorithms are made of products."""
+    x = op.ins[0]
+    rows, cols = x.shape[-2:] if x.ndim > 1 else (1, x.shape[-1])
+    terms = max(1, round(MATRICES[op.name] * cols / 2))
+    return Product(max(1, rows), terms, max(1, cols), _width(x), max(1, math.prod(x.shape[:-2])))
+
+
 def _elementwise(op: Op) -> Elementwise:
     biggest = max((*op.ins, *op.outs), key=lambda v: math.prod(v.shape))
     read = (
@@ -114,7 +127,7 @@ def _elementwise(op: Op) -> Elementwise:
         else biggest
     )
     elements, rounds = math.prod(read.shape), 1
-    if op.name in ("sort", "fft") or op.name in MATRICES:
+    if op.name in ("sort", "fft"):
         elements = max(elements, flops_of(op) // 2)
     special = elements if op.name in SPECIAL or (op.name == "integer_pow" and op.params["y"] < 0) else 0
     if op.name.startswith(("random_bits", "threefry")):

@@ -9,6 +9,7 @@ waiting ends at T_min = b F / (2 BW), whatever the width of the layers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -119,6 +120,7 @@ class Fit:
     """Whether a model fits, and what it takes.
 
     Attributes:
+      tokens: of a batch on one wafer (training), or sequences at once (inference).
       on_wafer: bytes by component, all wafers together. Of a resident fit, or of the streamed one that was tried last.
       outside: bytes by component in memory outside.
       short: components that are too much, with the bytes that are missing; empty if it fits.
@@ -130,6 +132,7 @@ class Fit:
     system: str
     what: str
     wafers: int
+    tokens: int
     verdict: Literal["resident", "streamed", "does not fit"]
     on_wafer: Mapping[str, float]
     on_wafer_capacity: float
@@ -145,7 +148,8 @@ class Fit:
 
 
 def _gb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:,.3g} GB"
+    size = size_bytes / 1e9
+    return f"{size:,.0f} GB" if size >= 100 else f"{size:.3g} GB"
 
 
 def _missing(parts: Mapping[str, float], capacity: float, where: str) -> dict[str, float]:
@@ -158,6 +162,43 @@ def _positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name}={value!r}: must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ways:
+    """Bytes by component of both ways to run, and what one more token takes."""
+
+    resident: Mapping[str, float]
+    streamed: Mapping[str, float]
+    outside: Mapping[str, float]
+    grows: str  # the component that tokens make larger
+    token_bytes: float
+
+    def room(self, parts: Mapping[str, float], capacity: float) -> float:
+        """Tokens that fit beside the rest."""
+        return max(0.0, capacity - sum(v for k, v in parts.items() if k != self.grows)) / self.token_bytes
+
+
+def _two_layers(llm: LLM, wafers: int, weight_bytes: float) -> dict[str, float]:
+    """Every wafer holds the weights of the layer at hand, and the next one's as they come in."""
+    layer = max(llm.block_parameters, llm.vocab_size * llm.width)
+    return {"weights of two layers": 2.0 * layer * weight_bytes * wafers}
+
+
+def _training(llm: LLM, wafers: int, tokens: float, each: Mapping[str, float], recompute: bool) -> _Ways:
+    acts = {"activations": activation_bytes(llm, tokens, recompute=recompute) * wafers}
+    state = training_bytes(llm.parameters, **each).to_dict()
+    kept = {k: state[k] for k in ("weights", "gradients", "optimizer", "master")}
+    layers = _two_layers(llm, wafers, each["weight_bytes"])
+    leaving = {"gradient of a layer": layers["weights of two layers"] / 2.0 * each["gradient_bytes"] / each["weight_bytes"]}
+    return _Ways({**kept, **acts}, {**layers, **leaving, **acts}, kept, "activations", activation_bytes(llm, 1.0, recompute=recompute))
+
+
+def _inference(llm: LLM, wafers: int, context: int, batch: int, weight_bytes: float) -> _Ways:
+    cache = {"keys and values": kv_bytes(llm, context, batch), "activations": float(layer_activation_elements(llm)) * batch * 2}
+    weights = {"weights": llm.parameters * weight_bytes}
+    streamed = {**_two_layers(llm, wafers, weight_bytes), **cache}
+    return _Ways({**weights, **cache}, streamed, weights, "keys and values", float(llm.kv_bytes_per_token()))
 
 
 def fits(
@@ -180,78 +221,69 @@ def fits(
     """Whether `llm` trains or infers on `wafers` of `system`: resident, streamed, or not at all.
 
     Args:
-      tokens: of one batch on one wafer, for training; one sequence of the model's context if None.
-      context: tokens of a sequence whose keys and values are kept, for inference; the model's own if None.
+      tokens: of one batch on one wafer, for training. None: one sequence (at most 2048 tokens of it) if that is resident; else what
+        streaming needs, or as many as fit.
+      context: tokens of a sequence whose keys and values are kept, for inference. None: the model's own, at most 8192.
       batch: sequences at once, for inference.
       flops_per_second: a wafer's, for the tokens that streaming needs; the measured share of dense peak if None.
 
     Raises:
       ValueError: an argument that is not positive, or an unknown `what`.
     """
-    _positive(wafers=wafers, batch=batch, weight_bytes=weight_bytes, outside_bytes=outside_bytes)
+    _positive(wafers=wafers, batch=batch, weight_bytes=weight_bytes, gradient_bytes=gradient_bytes, outside_bytes=outside_bytes)
     if what not in ("train", "infer"):
         raise ValueError(f'what={what!r}: is "train" or "infer"')
-    tokens = llm.context if tokens is None else tokens
-    context = llm.context if context is None else context
-    _positive(tokens=tokens, context=context)
+    context = min(llm.context, 8192) if context is None else context
+    at_hand = min(llm.context, 2048) if tokens is None else tokens
+    _positive(tokens=at_hand, context=context)
     capacity = float(system.sram_bytes) * wafers
-    weights = llm.parameters * weight_bytes
-    layer = max(llm.block_parameters, llm.vocab_size * llm.width) * weight_bytes
-    if what == "train":
-        acts = activation_bytes(llm, tokens, recompute=recompute) * wafers
-        state = training_bytes(llm.parameters, weight_bytes, gradient_bytes, optimizer_bytes, master_bytes).to_dict()
-        kept = {k: state[k] for k in ("weights", "gradients", "optimizer", "master")}
-        resident = {**kept, "activations": acts}
-        # every wafer holds the weights of the layer at hand, the next one's, and a layer's gradient under way
-        streamed = {"weights of two layers": 2 * layer * wafers, "gradient of a layer": layer * wafers, "activations": acts}
-        per_token = acts / (tokens * wafers)
-        outside = kept
-    else:
-        cache = kv_bytes(llm, context, batch)
-        work = float(layer_activation_elements(llm)) * batch * 2
-        resident = {"weights": weights, "keys and values": cache, "activations": work}
-        streamed = {"weights of two layers": 2 * layer * wafers, "keys and values": cache, "activations": work}
-        per_token = float(llm.kv_bytes_per_token())
-        outside = {"weights": weights}
-    forward, step = min_tokens(system, weight_bytes, flops_per_second)
-    common: dict[str, Any] = dict(
-        model=llm.name, system=system.name, what=what, wafers=wafers, on_wafer_capacity=capacity, outside_capacity=outside_bytes
-    )
+    forward, step = (float(t) for t in min_tokens(system, weight_bytes, flops_per_second))
+    need = step if what == "train" else forward
+    each = dict(weight_bytes=weight_bytes, gradient_bytes=gradient_bytes, optimizer_bytes=optimizer_bytes, master_bytes=master_bytes)
 
-    def room(parts: Mapping[str, float], grows: str) -> float:
-        return max(0.0, capacity - sum(v for k, v in parts.items() if k != grows)) / per_token
+    def ways(tokens: int) -> _Ways:
+        return _training(llm, wafers, tokens, each, recompute) if what == "train" else _inference(llm, wafers, context, batch, weight_bytes)
 
-    grows = "activations" if what == "train" else "keys and values"
-    if not _missing(resident, capacity, "on the wafer"):
+    def result(verdict: Any, parts: Mapping[str, float], outside: Mapping[str, float], short: Mapping[str, float], *notes: str) -> Fit:
         return Fit(
-            **common,
-            verdict="resident",
-            on_wafer=resident,
-            outside={},
-            short={},
-            min_tokens=None,
-            most_tokens=room(resident, grows),
-            notes=(),
+            model=llm.name,
+            system=system.name,
+            what=what,
+            wafers=wafers,
+            tokens=at_hand if what == "train" else batch,
+            verdict=verdict,
+            on_wafer=parts,
+            on_wafer_capacity=capacity,
+            outside=outside,
+            outside_capacity=outside_bytes,
+            short=short,
+            min_tokens=None if verdict == "resident" else need,
+            most_tokens=ways(at_hand).room(parts, capacity),
+            notes=(*notes, _code_note(system)),
         )
-    short = {**_missing(streamed, capacity, "on the wafer"), **_missing(outside, outside_bytes, "outside")}
-    most = room(streamed, grows)
-    need = float(step if what == "train" else forward)
-    notes = [f"resident would need {_gb(sum(resident.values()))} on wafers that hold {_gb(capacity)}"]
+
+    tried = ways(at_hand)
+    if not _missing(tried.resident, capacity, "on the wafer"):
+        return result("resident", tried.resident, {}, {})
+    resident_note = f"resident would need {_gb(sum(tried.resident.values()))} on wafers that hold {_gb(capacity)}"
+    if what == "train" and tokens is None:
+        most = tried.room(tried.streamed, capacity) / wafers
+        at_hand = max(1, int(min(math.ceil(need), most)))
+        tried = ways(at_hand)
+    short = {**_missing(tried.streamed, capacity, "on the wafer"), **_missing(tried.outside, outside_bytes, "outside")}
     if short:
-        notes += [f"{part} is over by {_gb(size)}" for part, size in short.items()]
-        verdict = "does not fit"
-    else:
-        verdict = "streamed"
-        at_hand = tokens if what == "train" else batch
-        if at_hand < need:
-            notes.append(f"streaming stalls: {at_hand:,.0f} tokens a batch and wafer, {need:,.0f} needed")
-        if what == "train" and most / wafers < need:
-            notes.append(f"activations of at most {most / wafers:,.0f} tokens fit a wafer: fewer than the {need:,.0f} that streaming needs")
-        if what == "infer":
-            notes.append(streaming_decode_warning(llm, system, weight_bytes))
-    return Fit(
-        **common, verdict=verdict, on_wafer=streamed, outside=outside, short=short, min_tokens=need, most_tokens=most, notes=tuple(notes)
-    )
+        over = (f"{part} is over by {_gb(size)}" for part, size in short.items())
+        return result("does not fit", tried.streamed, tried.outside, short, resident_note, *over)
+    notes = [resident_note]
+    if (now := at_hand if what == "train" else batch) < need:
+        notes.append(f"streaming stalls: {now:,.0f} tokens a batch and wafer, {need:,.0f} needed")
+    if what == "infer":
+        notes.append(streaming_decode_warning(llm, system, weight_bytes))
+    return result("streamed", tried.streamed, tried.outside, {}, *notes)
+
+
+def _code_note(system: System) -> str:
+    return f"of {system.sram_per_pe_bytes:,.0f} bytes of SRAM in a PE, {system.code_per_pe_bytes:,.0f} are taken to be code"
 
 
 def streamed_decode_seconds(llm: LLM, system: System, weight_bytes: float = 2) -> Any:

@@ -17,7 +17,7 @@ import jax.tree_util
 
 from wsejax.cost.llm import LLM
 from wsejax.hardware import System
-from wsejax.kernels.pe.collectives import all_reduce_price, broadcast_price, reduce_price
+from wsejax.kernels.pe.collectives import all_reduce_price, reduce_price
 from wsejax.kernels.pe.gemm import mesh_gemm_price, times_transposed_price
 from wsejax.kernels.pe.gemv import gemv_price
 from wsejax.kernels.price import (
@@ -27,11 +27,9 @@ from wsejax.kernels.price import (
     copies_per_cycle,
     fma_per_cycle,
     least,
-    overlap,
+    most,
     share,
-    travel,
     vector_cycles,
-    wavelets,
 )
 
 # Of a decoded layer: two norms, q with k and v, scores, maximum, sum, values, output, gate with up, down (WaferLLM's decode program).
@@ -48,7 +46,6 @@ class Software:
     kernel_cycles: Any = 0.0  # before and after a kernel of a layer: entry, branches, skew between PEs
     loop_cycles: Any = 51.0  # of a turn of the loop over the contracted dimension: reload descriptors
     vector_cycles: Any = 3.2  # of a vector instruction in such a loop, before its first element
-    exp_cycles: Any = 20.0  # of an exponential, one element at a time
     token_cycles: Any = 0.0  # of a token outside the layers: sampling, and the way back to the first layer
     row_wait: Any = 0.0  # share of a sum's way along a row that the next step of the scores waits for
 
@@ -72,9 +69,9 @@ def _elementwise(system: System, elements: Any, passes: float, itemsize_bytes: i
     return computing(busy, elements * passes * system.pes, 3.0 * elements * passes * itemsize_bytes * system.pes)
 
 
-def _exponentials(system: System, software: Software, elements: Any) -> Price:
-    """Elements of the fullest PE; an exponential counts as four flops, as WaferLLM's polynomial takes."""
-    return computing(elements * software.exp_cycles, 4.0 * elements * system.pes)
+def _exponentials(system: System, elements: Any) -> Price:
+    """Elements of the fullest PE, one at a time; an exponential counts as four flops, as WaferLLM's polynomial takes."""
+    return computing(elements * system.special_cycles, 4.0 * elements * system.pes)
 
 
 # ---- decode ----------------------------------------------------------------------------------------------------------
@@ -94,9 +91,7 @@ def middle_gemv_price(system: System, rows: Any, cols: Any, k: Any, n: Any, batc
     return price + computing(system.launch_cycles * (batch - 1.0) * least(kt, nt), 0.0)
 
 
-def decode_attention_price(
-    system: System, llm: LLM, context: Any, batch: Any = 1, software: Software = WAFERLLM, itemsize_bytes: int = 2
-) -> Price:
+def decode_attention_price(system: System, llm: LLM, context: Any, batch: Any = 1, itemsize_bytes: int = 2) -> Price:
     """Scores, softmax and values of one new token against `context` kept ones, for each sequence of a batch.
 
     Rows split the context, columns the heads; a head's scores are added up over its own columns only.
@@ -114,7 +109,7 @@ def decode_attention_price(
     product = computing(multiply, 2.0 * macs, macs * itemsize_bytes)
     add_scores = middle_all_reduce_price(system, share(cols, apart), rows * apart, scores * itemsize_bytes, itemsize_bytes)
     per_head = middle_all_reduce_price(system, rows, cols, batch * llm.heads / apart * itemsize_bytes, itemsize_bytes)
-    soft = _elementwise(system, scores, 4.0, itemsize_bytes) + _exponentials(system, software, scores)
+    soft = _elementwise(system, scores, 4.0, itemsize_bytes) + _exponentials(system, scores)
     add_values = middle_all_reduce_price(system, rows, cols, queries * itemsize_bytes, itemsize_bytes)
     return product * 2.0 + add_scores + per_head * 2.0 + soft + add_values
 
@@ -135,8 +130,8 @@ def decode_layer_price(
         + middle_gemv_price(s, cols, rows, llm.ffn_width, llm.width, batch, itemsize_bytes)
     )
     hidden = share(llm.ffn_width, cols) * batch
-    rest = _exponentials(s, software, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
-    attention = decode_attention_price(s, llm, context, batch, software, itemsize_bytes)
+    rest = _exponentials(s, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
+    attention = decode_attention_price(s, llm, context, batch, itemsize_bytes)
     return norm * 2.0 + products + rest + attention + _kernels(software, DECODE_KERNELS)
 
 
@@ -150,10 +145,10 @@ def head_price(system: System, llm: LLM, batch: Any = 1, software: Software = WA
 
 
 # ---- prefill ---------------------------------------------------------------------------------------------------------
-def vector_rate(system: System, software: Software, length: Any, itemsize_bytes: int = 2) -> Any:
-    """Multiply-adds a cycle of vector instructions of `length` elements, each with its start."""
-    rate = fma_per_cycle(system, itemsize_bytes)
-    return length / (software.vector_cycles + length / rate)
+def loop_rate(system: System, software: Software, m: Any, n: Any, itemsize_bytes: int = 2) -> Any:
+    """Multiply-adds a cycle of a tile's product: for each term a turn of a loop, in it n vector instructions of m elements."""
+    cycles = 1.0 / fma_per_cycle(system, itemsize_bytes) + software.vector_cycles / m + software.loop_cycles / (m * n)
+    return 1.0 / cycles
 
 
 def scores_price(system: System, m: Any, k: Any, n: Any, fma_rate: Any, software: Software = WAFERLLM, itemsize_bytes: int = 2) -> Price:
@@ -166,34 +161,38 @@ def scores_price(system: System, m: Any, k: Any, n: Any, fma_rate: Any, software
 
 
 def prefill_layer_price(
-    system: System, llm: LLM, tokens: Any, before: Any = 0, software: Software = WAFERLLM, itemsize_bytes: int = 2
+    system: System, llm: LLM, tokens: Any, before: Any = 0, software: Software = WAFERLLM, itemsize_bytes: int = 2, block: Any = None
 ) -> Price:
     """One layer for `tokens` new tokens of a sequence of which `before` are kept already, on the region `system`.
 
     Products run vector instructions along the sequence; nothing is skipped above the diagonal of the scores, as in WaferLLM's program. What
-    is kept comes by in blocks as long as the new tokens.
+    is kept comes by in blocks of `block` tokens, as long as the new tokens if None.
     """
-    s = _coded(system, software, software.loop_cycles)
-    rows, cols = s.rows, s.cols
+    s = _coded(system, software, software.vector_cycles)
+    bare = s.replace(launch_cycles=0.0)  # the starts of vector instructions are in the rate
+    rows, cols, here = s.rows, s.cols, share(tokens, s.rows)
     queries, keys = llm.heads * llm.head_width, llm.kv_heads * llm.head_width
-    rate = vector_rate(s, software, share(tokens, rows), itemsize_bytes)
-    panels = ceil(1.0 * (rows if isinstance(rows, int | float) and rows >= cols else cols))
+    panels = most(rows, cols)
 
     def gemm(k: Any, n: Any) -> Price:
-        return mesh_gemm_price(s, rows, cols, tokens, share(k, panels) * panels, n, itemsize_bytes, rate)
+        rate = loop_rate(s, software, here, share(n, cols), itemsize_bytes)
+        return mesh_gemm_price(bare, rows, cols, tokens, share(k, panels) * panels, n, itemsize_bytes, rate)
 
-    here = share(tokens, rows)
     norm = middle_all_reduce_price(s, cols, rows, here * itemsize_bytes, itemsize_bytes)
     norm += _elementwise(s, here * share(llm.width, cols), 4.0, itemsize_bytes)
     hidden = here * share(llm.ffn_width, cols)
-    rest = _exponentials(s, software, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
+    rest = _exponentials(s, hidden) + _elementwise(s, hidden, 2.0, itemsize_bytes)
     up = gemm(llm.width, llm.ffn_width) * (2.0 if llm.gated else 1.0)
-    products = gemm(llm.width, queries) * 1.0 + gemm(llm.width, keys) * 2.0 + gemm(queries, llm.width) + up + gemm(llm.ffn_width, llm.width)
-    seen = before + tokens
-    blocks = seen / tokens
-    scores = scores_price(s, tokens, queries, tokens, rate, software, itemsize_bytes) * blocks
-    elements = 1.0 * tokens * seen * llm.heads / s.pes
-    soft = _elementwise(s, elements, 4.0, itemsize_bytes) + _exponentials(s, software, elements)
+    products = gemm(llm.width, queries) + gemm(llm.width, keys) * 2.0 + gemm(queries, llm.width) + up + gemm(llm.ffn_width, llm.width)
+    block = tokens if block is None else block
+
+    def attend(n: Any) -> Price:
+        """To `n` tokens: scores, and values weighted by them."""
+        rate = loop_rate(s, software, here, share(n, rows), itemsize_bytes)
+        return scores_price(bare, tokens, queries, n, rate, software, itemsize_bytes) + gemm(n, queries)
+
+    elements = 1.0 * tokens * (before + tokens) * llm.heads / s.pes
+    soft = _elementwise(s, elements, 4.0, itemsize_bytes) + _exponentials(s, elements)
     soft += middle_all_reduce_price(s, cols, rows, here * llm.heads * itemsize_bytes, itemsize_bytes) * 2.0
-    values = gemm(tokens, queries) * blocks
-    return norm * 2.0 + products + rest + scores + soft + values + _kernels(software, PREFILL_KERNELS)
+    attention = attend(tokens) + attend(block) * (before / block)
+    return norm * 2.0 + products + rest + attention + soft + _kernels(software, PREFILL_KERNELS)

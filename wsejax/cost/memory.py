@@ -130,7 +130,7 @@ def memory(lowered: Lowered, system: System = CS3) -> Memory:
     mark.layouts.update(zip(graph.ins, plan.ins, strict=True))
     live = {v: kind[v] for v in graph.ins}
     keep = {v for v in graph.ins if v not in given_away} | set(graph.outs)
-    fullest, streamed = mark.walk(graph, live, keep, results=set(graph.outs))
+    fullest, streamed = mark.walk(graph, live, keep, results=set(graph.outs) if given_away else frozenset())
     code = float(np.max(system.code_per_pe_bytes))
     left = {k: n for k, n in streamed.bytes_of.items() if k in STREAMED_KINDS}
     found = Memory(system, fullest.bytes_of, fullest.at, code, left, _layer_bytes(graph, weights, system), fullest.held, ())
@@ -219,7 +219,8 @@ class _Mark:
         """What an op needs besides its operands and results: the body of a loop, or operands under way."""
         if not op.bodies:
             moving = {"buffers": sum(self.pe_bytes(v) for v in op.ins)} if op.name in PRODUCTS else {}
-            return (_Moment(moving, "", ()),) * 2
+            here = _Moment(moving, "", ())
+            return here, here
         pairs = [self.walk(body, {}, keep=set()) for body in op.bodies]  # what comes in is held outside, or is a slice of it
         return max((p[0] for p in pairs), key=lambda m: m.total(KINDS)), max((p[1] for p in pairs), key=lambda m: m.total(STREAMED_KINDS))
 

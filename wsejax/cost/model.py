@@ -214,8 +214,8 @@ def cost(
         priced.append((call, one * call.trips))
         groups[call.kind, call.primitive, call.kernel, call.source, bool(call.under)].append(priced[-1])
     lines = tuple(
-        Line(*key[:4], None if key[4] else sum(call.trips for call, _ in items), sum((p for _, p in items), Price()))
-        for key, items in groups.items()
+        Line(kind, op, kernel, source, None if unknown else sum(call.trips for call, _ in items), sum((p for _, p in items), Price()))
+        for (kind, op, kernel, source, unknown), items in groups.items()
     )
     low, high = _bounds(priced)
     if execution == "auto":

@@ -103,6 +103,11 @@ class Deployment:
         layers = math.ceil(self.llm.layers / self.stages)
         return layers * layer_seconds + (far if self.wafers > 1 else near)
 
+    def token_interval_seconds(self, context: float) -> float:
+        """Between tokens of one sequence that are all known, such as a prompt's, and follow each other through the stages of decode."""
+        layer = decode_layer_price(self.region, self.llm, context, 1, self.software)
+        return self._stage_seconds(1, float(self.region.seconds(layer.cycles)))
+
     def decode_seconds(self, context: int, batch: int = 1) -> float:
         """For one more token of each of `batch` sequences: as many as stages are under way at once.
 
@@ -114,20 +119,32 @@ class Deployment:
         groups = math.ceil(batch / together)
         return max(self._through_seconds(together, layer) + head, groups * max(self._stage_seconds(together, layer), head))
 
-    def prefill_seconds(self, tokens: int, chunk: int | None = None) -> float:
-        """Of a prompt, to its first new token: chunks follow each other through the stages. None: the best of some lengths of a chunk."""
-        if chunk is None:
-            lengths = {min(tokens, c) for c in CHUNKS} | {tokens}
-            return min(self.prefill_seconds(tokens, c) for c in lengths if tokens <= 64 * c)
+    def _prefill(self, tokens: int, chunk: int) -> tuple[float, float]:
+        """(to the first new token, that the slowest stage is busy)."""
         if tokens < 1 or chunk < 1:
             raise ValueError(f"tokens={tokens!r}, chunk={chunk!r}: must be positive")
         sizes = [chunk] * (tokens // chunk) + ([tokens % chunk] if tokens % chunk else [])
-        before, seconds = 0, 0.0
-        for i, size in enumerate(sizes):
-            layer = float(self.region.seconds(prefill_layer_price(self.region, self.llm, size, before, self.software).cycles))
-            seconds += (self._through_seconds if i == len(sizes) - 1 else self._stage_seconds)(size, layer)
-            before += size
-        return seconds + float(self.region.seconds(head_price(self.region, self.llm, 1, self.software).cycles))
+        before, busy, last = 0, 0.0, 0.0
+        for size in sizes:
+            price = prefill_layer_price(self.region, self.llm, size, before, self.software, block=chunk)
+            layer = float(self.region.seconds(price.cycles))
+            stage, last = self._stage_seconds(size, layer), self._through_seconds(size, layer)
+            busy, before = busy + stage, before + size
+        head = float(self.region.seconds(head_price(self.region, self.llm, 1, self.software).cycles))
+        return busy - stage + last + head, busy
+
+    def best_chunk(self, tokens: int) -> int:
+        """Of the lengths that are tried, the one whose first new token comes first."""
+        lengths = sorted({min(tokens, c) for c in CHUNKS if tokens <= 64 * c})
+        return min(lengths or [tokens], key=lambda c: self._prefill(tokens, c)[0])
+
+    def prefill_seconds(self, tokens: int, chunk: int | None = None) -> float:
+        """Of a prompt, to its first new token: chunks follow each other through the stages."""
+        return self._prefill(tokens, self.best_chunk(tokens) if chunk is None else chunk)[0]
+
+    def prefill_busy_seconds(self, tokens: int, chunk: int | None = None) -> float:
+        """That a prompt keeps the slowest stage: what the next prompt waits at least."""
+        return self._prefill(tokens, self.best_chunk(tokens) if chunk is None else chunk)[1]
 
     def tokens_per_second_per_user(self, context: int, batch: int = 1) -> float:
         return 1.0 / self.decode_seconds(context, batch)
@@ -135,6 +152,28 @@ class Deployment:
     def tokens_per_second(self, context: int, batch: int) -> float:
         """Of all wafers together."""
         return batch / self.decode_seconds(context, batch)
+
+    def joules_per_token(self, context: int, batch: int = 1) -> float:
+        """Modelled energy of all wafers for a new token: what its layers and head move and compute, and its share of idle power."""
+        region, idle = self.region, self.system.replace(idle_watts=0.0)
+        layer = decode_layer_price(region, self.llm, context, 1, self.software).joules(idle)
+        head = head_price(region, self.llm, 1, self.software).joules(idle)
+        waiting = self.wafers * self.system.idle_watts / self.tokens_per_second(context, batch)
+        return float(layer * self.llm.layers + head + waiting)
+
+    def summary(self, context: int, batch: int = 1, prompt_tokens: int = 1024) -> dict[str, Any]:
+        """Where the layers lie, and modelled times and rates with `batch` sequences of `context` tokens."""
+        return {
+            **self.to_dict(),
+            "context": context,
+            "batch": batch,
+            "modelled_seconds_per_token": self.decode_seconds(context, batch),
+            "modelled_tokens_per_second_per_user": self.tokens_per_second_per_user(context, batch),
+            "modelled_tokens_per_second": self.tokens_per_second(context, batch),
+            "modelled_prefill_seconds": self.prefill_seconds(prompt_tokens),
+            "prompt_tokens": prompt_tokens,
+            "modelled_joules_per_token": self.joules_per_token(context, batch),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -181,6 +220,9 @@ def deploy(
     for name, value in dict(context=context, batch=batch, wafers=1 if wafers is None else wafers, most_wafers=most_wafers).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: must be a positive integer")
+    for name, value in dict(weight_bytes=weight_bytes, kv_bytes=kv_bytes).items():
+        if not value > 0:
+            raise ValueError(f"{name}={value!r}: must be positive")
     need = context * batch
     for count in range(1, most_wafers + 1) if wafers is None else (wafers,):
         fitting = [d for d in _tried(system, llm, count, weight_bytes, kv_bytes, software) if d.kv_tokens >= need]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,14 @@ class Engine:
 
     Attributes:
       prefill_seconds: (prompt tokens) -> until the first new token.
+      prefill_busy_seconds: (prompt tokens) -> that nothing else runs: less where stages of a pipeline take turns.
       decode_seconds: (running requests, mean tokens that each has kept) -> one more token for each.
       kv_tokens: prompt and output tokens of all running requests, at most.
       max_batch: running requests, at most.
     """
 
     prefill_seconds: Callable[[int], float]
+    prefill_busy_seconds: Callable[[int], float]
     decode_seconds: Callable[[int, float], float]
     kv_tokens: float
     max_batch: int
@@ -58,6 +60,7 @@ def engine(deployment: Deployment, max_batch: int | None = None, step: int = 256
         raise ValueError(f"step={step!r}: must be positive")
     batch = max_batch if max_batch is not None else max(1, int(deployment.kv_tokens // step))
     prefill_at = functools.lru_cache(maxsize=None)(lambda i: deployment.prefill_seconds(max(1, i * step)))
+    busy_at = functools.lru_cache(maxsize=None)(lambda i: deployment.prefill_busy_seconds(max(1, i * step)))
     decode_at = functools.lru_cache(maxsize=None)(lambda i, b: deployment.decode_seconds(max(1, i * step), b))
 
     def between(at: Callable[..., float], tokens: float, *rest: int) -> float:
@@ -65,7 +68,29 @@ def engine(deployment: Deployment, max_batch: int | None = None, step: int = 256
         low = at(int(i), *rest)
         return low if part == 0 else low + part * (at(int(i) + 1, *rest) - low)
 
-    return Engine(lambda tokens: between(prefill_at, tokens), lambda b, kept: between(decode_at, kept, b), deployment.kv_tokens, batch)
+    return Engine(
+        prefill_seconds=lambda tokens: between(prefill_at, tokens),
+        prefill_busy_seconds=lambda tokens: between(busy_at, tokens),
+        decode_seconds=lambda running, kept: between(decode_at, kept, running),
+        kv_tokens=deployment.kv_tokens,
+        max_batch=batch,
+    )
+
+
+def read_trace(rows: Iterable[Sequence[float]]) -> list[Request]:
+    """Requests from rows of (arrival seconds, prompt tokens, output tokens).
+
+    Raises:
+      ValueError: a row that is no such triple; the message says which.
+    """
+    requests = []
+    for i, row in enumerate(rows):
+        try:
+            arrival, prompt, output = row
+            requests.append(Request(float(arrival), int(prompt), int(output)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"rows[{i}]={row!r}: not (arrival seconds, prompt tokens, output tokens): {error}") from error
+    return requests
 
 
 def poisson_requests(
@@ -156,40 +181,38 @@ def serve(requests: Sequence[Request], engine: Engine) -> Served:
             )
     order = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_seconds, i))
     first, last = np.zeros(len(requests)), np.zeros(len(requests))
-    left, latest = np.zeros(len(requests), int), np.zeros(len(requests))
+    left = np.array([r.output_tokens for r in requests])
+    size = [r.prompt_tokens + r.output_tokens for r in requests]
+    filling: list[int] = []  # prompts under way
     running: list[int] = []
     gaps: list[float] = []
     now = busy = reserved = 0.0
     at = 0  # the next of `order` to be taken in
-
-    def done(i: int) -> bool:
-        return left[i] == 0
-
-    while at < len(order) or running:
-        if not running and at < len(order):
-            now = max(now, requests[order[at]].arrival_seconds)
-        while at < len(order) and len(running) < engine.max_batch:
+    while at < len(order) or filling or running:
+        if not running:  # idle until a prompt is through or a request comes
+            now = max(now, min([first[i] for i in filling] + [requests[i].arrival_seconds for i in order[at : at + 1]]))
+        while at < len(order) and len(running) + len(filling) < engine.max_batch:
             i = order[at]
-            r = requests[i]
-            if r.arrival_seconds > now or reserved + r.prompt_tokens + r.output_tokens > engine.kv_tokens:
+            if requests[i].arrival_seconds > now or reserved + size[i] > engine.kv_tokens:
                 break
-            seconds = engine.prefill_seconds(r.prompt_tokens)
-            now, busy, at = now + seconds, busy + seconds, at + 1
-            first[i] = last[i] = latest[i] = now
-            left[i] = r.output_tokens - 1
-            if not done(i):
-                running.append(i)
-                reserved += r.prompt_tokens + r.output_tokens
-        if not running:
-            continue
-        kept = sum(requests[i].prompt_tokens + requests[i].output_tokens - left[i] for i in running) / len(running)
-        seconds = engine.decode_seconds(len(running), float(kept))
-        now, busy = now + seconds, busy + seconds
-        for i in running:
-            gaps.append(now - latest[i])
-            latest[i] = last[i] = now
+            first[i] = last[i] = now + engine.prefill_seconds(requests[i].prompt_tokens)
+            taken = engine.prefill_busy_seconds(requests[i].prompt_tokens)
+            now, busy, at = now + taken, busy + taken, at + 1
+            reserved += size[i]
+            filling.append(i)
+        for i in [i for i in filling if first[i] <= now]:
+            filling.remove(i)
             left[i] -= 1
-            if done(i):
-                reserved -= requests[i].prompt_tokens + requests[i].output_tokens
-        running = [i for i in running if not done(i)]
+            running.append(i)
+        if any(left[i] for i in running):
+            active = [i for i in running if left[i]]
+            kept = sum(size[i] - left[i] for i in active) / len(active)
+            seconds = engine.decode_seconds(len(active), float(kept))
+            now, busy = now + seconds, busy + seconds
+            for i in active:
+                gaps.append(now - last[i])
+                last[i] = now
+                left[i] -= 1
+        reserved -= sum(size[i] for i in running if not left[i])
+        running = [i for i in running if left[i]]
     return Served(tuple(requests), first, last, np.array(gaps), busy)

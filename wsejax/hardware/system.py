@@ -100,9 +100,10 @@ class System:
         return dataclasses.replace(self, **changes)
 
     def of(self, wafer: Wafer) -> System:
-        """This system with the logical mesh of one wafer: its size, and the mean dilation of its links."""
+        """This system with the logical mesh of one wafer: its size, and the mean dilation and worst congestion of its links."""
         mesh = wafer.remap
-        return self.replace(rows=float(mesh.rows), cols=float(mesh.cols), dilation=float(mesh.mean_dilation))
+        congestion = float(max(1, wafer.routes.congestion))
+        return self.replace(rows=float(mesh.rows), cols=float(mesh.cols), dilation=float(mesh.mean_dilation), congestion=congestion)
 
     @property
     def pes(self) -> Any:

@@ -70,8 +70,8 @@ class Product:
         ways += [_reduced(system, cols, rows, n, k, m, size, rate)]
         one, times = cheapest(ways), most(self.count / (side_y * side_x), 1.0)
         elapsed = {f: getattr(one, f) * times for f in ("cycles", "compute_cycles", "fabric_cycles", "wait_cycles")}
-        totals = {f: getattr(one, f) * self.count for f in ("flops", "byte_hops", "sram_bytes")}
-        return Price(**elapsed, **totals)
+        totals = {f: getattr(one, f) * self.count for f in ("byte_hops", "sram_bytes")}
+        return Price(**elapsed, **totals, flops=1.0 * self.flops)  # of the product itself, not of partial sums
 
 
 def _reduced(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any) -> Price:
@@ -113,9 +113,9 @@ class Reduction:
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
         mine = share(self.elements, lines) if self.split else 1.0 * self.elements
-        return all_reduce_price(
-            system, least(1.0 * self.extent, line), lines, mine * self.itemsize_bytes, self.topology, self.itemsize_bytes
-        )
+        holders, mine_bytes = least(1.0 * self.extent, line), mine * self.itemsize_bytes
+        found = all_reduce_price(system, holders, lines, mine_bytes, self.topology, self.itemsize_bytes)
+        return dataclasses.replace(found, flops=0.0)  # what it adds up is counted with the elements, wherever they are
 
 
 @dataclasses.dataclass(frozen=True)

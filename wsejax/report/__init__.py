@@ -1,11 +1,12 @@
 """What people look at."""
 
+from .comparison import comparison_table, plot_breakdown, plot_tornado, tco_table
 from .faults import plot_bitflips
 from .plots import plot_loss, plot_wafer, plot_yield
 from .pricing import cost_table, memory_table, plot_memory, plot_timeline, seconds_text
 from .traffic import plot_traffic
 
 __all__ = [
-    "cost_table", "memory_table", "plot_bitflips", "plot_loss", "plot_memory", "plot_timeline", "plot_traffic", "plot_wafer", "plot_yield",
-    "seconds_text",
+    "comparison_table", "cost_table", "memory_table", "plot_bitflips", "plot_breakdown", "plot_loss", "plot_memory", "plot_timeline",
+    "plot_tornado", "plot_traffic", "plot_wafer", "plot_yield", "seconds_text", "tco_table",
 ]  # fmt: skip

@@ -1,0 +1,57 @@
+"""`wse.timeline`: the price again, in the order of the run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import wsejax as wse
+from tests.cost.test_model import lower, train
+
+
+def test_kernels_follow_one_another_and_take_what_they_cost() -> None:
+    lowered = train()
+    line, cost = wse.timeline(lowered), wse.cost(lowered)
+    kernels = [e for e in line.events if e.track == "kernels"]
+    assert line.left_out == 0
+    assert line.cycles == pytest.approx(cost.price.cycles)
+    assert sum(e.cycles for e in kernels) == pytest.approx(cost.price.cycles)
+    assert len(kernels) == sum(row.count for row in cost.lines)
+    for before, after in itertools.pairwise(kernels):
+        assert after.start_cycles == pytest.approx(before.start_cycles + before.cycles)
+    assert sum(e.cycles for e in line.events if e.track == "compute") == pytest.approx(cost.price.compute_cycles)
+    assert all(e.start_cycles >= 0 and e.start_cycles + e.cycles <= line.cycles * (1 + 1e-9) for e in line.events)
+
+
+def test_a_loop_runs_trip_by_trip() -> None:
+    f = lambda x, ws: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+    x, ws = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((3, 64, 64), jnp.float32)
+    kernels = [e.name.split()[0] for e in wse.timeline(lower(f, x, ws)).events if e.track == "kernels"]
+    assert kernels == ["gemm", "tanh"] * 3
+
+
+def test_it_opens_as_a_trace(tmp_path) -> None:
+    line = wse.timeline(train(), streamed=True, max_kernels=50)
+    assert line.left_out > 0
+    line.save(tmp_path / "trace.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["trace.json"]
+    data = json.loads((tmp_path / "trace.json").read_text())
+    complete = [e for e in data["traceEvents"] if e["ph"] == "X"]
+    assert {e["cat"] for e in complete} >= {"kernels", "compute", "I/O"}
+    assert all(e["dur"] >= 0 and isinstance(e["tid"], int) for e in complete)
+    assert "modelled" in next(e for e in data["traceEvents"] if e["name"] == "process_name")["args"]["name"]
+    figure = wse.plot_timeline(line, tmp_path / "timeline.png")
+    assert "odelled" in figure.axes[0].get_title() and (tmp_path / "timeline.png").stat().st_size > 1000
+
+
+def test_an_unknown_length_has_no_run() -> None:
+    f = lambda x, n: jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
+    lowered = lower(f, jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    with pytest.raises(wse.UnknownTripsError, match="unknown length"):
+        wse.timeline(lowered)
+    with pytest.raises(ValueError, match="max_kernels=0"):
+        wse.timeline(lowered, max_kernels=0)

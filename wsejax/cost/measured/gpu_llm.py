@@ -1,0 +1,169 @@
+"""Language models and matrix-vector products on A100 with tensor parallelism, as the baseline of WaferLLM (OSDI 2025), and energy ratios.
+
+A token of decoding reads the weights and the cache once and all-reduces twice a layer; a prefill computes and does the same with all its
+tokens. The links reach far less than their line rate here: a few GB/s in prefill, which is host-driven or PCIe, whatever the text says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from wsejax.cost.inference import decode_layer_price, prefill_layer_price
+from wsejax.hardware import CS2
+from wsejax.kernels.pe.gemv import gemv_price
+
+from ..accelerators import A100
+from ..llm import LLM
+from ..points import Constant, Group, Point, Unpredictable
+from .gpu import _count, _is_gpu, _rate, _share, _time, chip_of
+from .training import model
+
+_LONG_OUTPUT = 4096
+_GEMV_SHARE = 0.86  # of an A100's memory bandwidth: what its stream benchmarks reach (BabelStream)
+_WSE2 = CS2.replace(clock_hz=1.1e9)  # the clock that the source states
+_GRID = (750.0, 750.0)  # the largest square that programs get
+_WAFER_OVER_CHIP = 37.0  # power of the wafer over that of an A100, by the source
+
+
+def _config(point: Point, name: str) -> float:
+    value = point.config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise Unpredictable(f"config says no {name}")
+    return float(value)
+
+
+def _llm(point: Point) -> LLM:
+    name = point.config.get("model")
+    if not isinstance(name, str):
+        raise Unpredictable("config says no model")
+    return model(name)
+
+
+def _all_reduce_seconds(point: Point, size_bytes: float, constants: Mapping[str, float]) -> float:
+    nodes, each = _count(point)
+    if nodes * each == 1:
+        return 0.0
+    where = "node" if nodes == 1 else "cluster"
+    return constants[f"{where}_us"] * 1e-6 + size_bytes / (constants[f"{where}_gbs"] * 1e9)
+
+
+def decode_seconds(point: Point, llm: LLM, context: float, constants: Mapping[str, float]) -> float:
+    """Of one token of one request."""
+    nodes, each = _count(point)
+    weights = 2.0 * (llm.layers * llm.block_parameters + llm.vocab_size * llm.width)
+    from_memory = weights + llm.kv_bytes_per_token() * context
+    chip = chip_of(point.hardware)
+    at_memory = from_memory / (nodes * each) / (chip.memory_bytes_per_second * constants["memory_share"])
+    return at_memory + 2 * llm.layers * _all_reduce_seconds(point, 2.0 * llm.width, constants)
+
+
+def prefill_flops(llm: LLM, tokens: float) -> float:
+    """Two a weight and token, and of attention the half that is not masked."""
+    attention = 2.0 * llm.layers * llm.heads * llm.head_width * tokens**2
+    return 2.0 * llm.layers * llm.block_parameters * tokens + attention
+
+
+def prefill_seconds(point: Point, llm: LLM, tokens: float, constants: Mapping[str, float]) -> float:
+    """Of a prompt: causal attention, and the head for its last token only."""
+    nodes, each = _count(point)
+    compute = prefill_flops(llm, tokens) / (nodes * each) / (chip_of(point.hardware).bf16_flops_per_second * constants["peak_share"])
+    return compute + 2 * llm.layers * _all_reduce_seconds(point, 2.0 * llm.width * tokens, constants)
+
+
+def _request(point: Point, constants: Mapping[str, float]) -> float:
+    llm = _llm(point)
+    if point.unit != "tokens/s":
+        raise Unpredictable(f"unit {point.unit!r}: rates in tokens/s are predicted")
+    if point.experiment == "llm_decode":
+        return 1.0 / decode_seconds(point, llm, _config(point, "context"), constants)
+    if point.experiment == "llm_prefill":
+        tokens = _config(point, "context")
+        nodes, each = _count(point)
+        per_chip = prefill_flops(llm, tokens) / tokens * point.value / (nodes * each)
+        if per_chip > (peak := chip_of(point.hardware).bf16_flops_per_second):
+            raise Unpredictable(f"not possible: {per_chip / 1e12:.0f} Tflop/s of a chip whose dense peak is {peak / 1e12:.0f}")
+        return tokens / prefill_seconds(point, llm, tokens, constants)
+    prompt, output = _config(point, "input_len"), _config(point, "output_len")
+    phases = prefill_seconds(point, llm, prompt, constants) + output * decode_seconds(point, llm, prompt + output / 2, constants)
+    # In the source, requests of 4,096 tokens run at the rate of decoding alone, and shorter ones at half of it; it does not say why.
+    return output / (phases * (1.0 if output >= _LONG_OUTPUT else constants["serving_factor"]))
+
+
+def _gemv_seconds(point: Point, k: float, n: float, constants: Mapping[str, float]) -> float:
+    nodes, each = _count(point)
+    at_memory = 2.0 * k * n / (nodes * each) / (A100.memory_bytes_per_second * _GEMV_SHARE)
+    return at_memory + (0.0 if nodes * each == 1 else constants["gather_us"] * 1e-6)
+
+
+def _gemv(point: Point, constants: Mapping[str, float]) -> float:
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}.get(point.unit)
+    if point.metric != "latency" or scale is None:
+        raise Unpredictable(f"metric {point.metric!r} in {point.unit!r}: latencies in s, ms and us are predicted")
+    return scale * _gemv_seconds(point, _config(point, "K"), _config(point, "N"), constants)
+
+
+def _token_ratio(point: Point, llm: LLM, context: float) -> float:
+    """Seconds on GPUs over seconds on the wafer, of a token that is decoded or of a prompt. The wafer runs WaferLLM's form of the model
+    (one head as wide as the model) on grids that the source used: 660 x 660 PEs in prefill, 420 x 420 in decode."""
+    on_wafer = dataclasses.replace(llm, heads=1, kv_heads=1, head_width=llm.width)
+    if point.experiment == "llm_decode":
+        price = decode_layer_price(_WSE2.replace(rows=420.0, cols=420.0), on_wafer, context)
+        on_gpus = decode_seconds(point, llm, context, _SERVED)
+    else:
+        price = prefill_layer_price(_WSE2.replace(rows=660.0, cols=660.0), on_wafer, context)
+        on_gpus = prefill_seconds(point, llm, context, _SERVED)
+    return on_gpus / float(_WSE2.seconds(price.cycles) * llm.layers)
+
+
+def _energy_ratio(point: Point, constants: Mapping[str, float]) -> float:
+    """GPUs over wafer: the chips' own power, as the source counts it, times modelled seconds of each."""
+    nodes, each = _count(point)
+    if point.experiment != "gemv":
+        return nodes * each / _WAFER_OVER_CHIP * _token_ratio(point, _llm(point), _config(point, "context"))
+    k, n = _config(point, "K"), _config(point, "N")
+    on_wafer = _WSE2.seconds(gemv_price(_WSE2, *_GRID, k, n, 2).cycles) * constants["wafer_factor"]
+    on_gpus = _gemv_seconds(point, k, n, constants)
+    return nodes * each * on_gpus / (_WAFER_OVER_CHIP * float(on_wafer))
+
+
+# What the group of language models below fits, so that the ratios of their energies are predicted without constants of their own.
+_SERVED = {
+    "memory_share": 0.61, "peak_share": 0.67, "node_us": 32.0, "node_gbs": 14.0, "cluster_us": 82.0, "cluster_gbs": 9.5,
+    "serving_factor": 2.0,
+}  # fmt: skip
+GROUPS: tuple[Group, ...] = (
+    Group(
+        name="GPU over wafer energy",
+        claims=lambda point: point.metric == "energy_ratio" and "A100" in point.hardware,
+        predict=_energy_ratio,
+        constants={
+            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
+            "wafer_factor": Constant(0.7, 0.1, 10.0, "1", "time of the product on the wafer over its closed form"),
+        },
+    ),
+    Group(
+        name="GPU LLM inference",
+        claims=lambda point: point.experiment in ("llm_prefill", "llm_decode", "llm_end_to_end") and _is_gpu(point),
+        predict=_request,
+        constants={
+            "memory_share": _share(_SERVED["memory_share"], "share of the memory's bandwidth that decoding reaches"),
+            "peak_share": _share(_SERVED["peak_share"], "share of the dense peak that prefill reaches"),
+            "node_us": _time(_SERVED["node_us"], "fixed time of an all-reduce in a node"),
+            "node_gbs": _rate(_SERVED["node_gbs"], "its rate"),
+            "cluster_us": _time(_SERVED["cluster_us"], "fixed time of an all-reduce over nodes"),
+            "cluster_gbs": _rate(_SERVED["cluster_gbs"], "its rate"),
+            "serving_factor": Constant(
+                _SERVED["serving_factor"], 0.5, 10.0, "1", "time of a request of less than 4,096 tokens over that of its phases alone"
+            ),
+        },
+    ),
+    Group(
+        name="GPU GEMV",
+        claims=lambda point: point.experiment == "gemv" and _is_gpu(point),
+        predict=_gemv,
+        constants={
+            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
+        },
+    ),
+)
