@@ -19,7 +19,7 @@ from jax.experimental import roofline
 import wsejax as wse
 from models.decoder import Decoder, DecoderConfig, abstract_train_step
 from models.presets import find
-from wsejax.cost.model import price, seconds, workload
+from wsejax.cost.model import price, seconds, stacked_work
 
 SMALL = DecoderConfig(layers=3, width=64, heads=4, kv_heads=2, head_width=16, ffn_width=96, vocab_size=96, context=64)
 
@@ -105,14 +105,14 @@ def test_a_price_does_not_depend_on_tiles_or_on_scan() -> None:
 def test_the_pure_function_is_the_same_price() -> None:
     lowered = train()
     own = wse.cost(lowered).price
-    pure = jax.jit(price)(workload(lowered), wse.CS3)
+    pure = jax.jit(price)(stacked_work(lowered), wse.CS3)
     for field in dataclasses.fields(own):
         assert float(getattr(pure, field.name)) == pytest.approx(float(getattr(own, field.name)), rel=1e-4), field.name
 
 
 @functools.cache
 def work():
-    return workload(train())
+    return stacked_work(train())
 
 
 STEP_SECONDS = jax.jit(seconds)
@@ -163,7 +163,7 @@ def test_unknown_lengths_give_bounds_not_guesses() -> None:
     assert unknown.step_seconds < ten.step_seconds < ten.most_step_seconds < np.inf
     assert twenty.price.flops - ten.price.flops == ten.price.flops - wse.cost(lowered, while_trips=0).price.flops > 0
     with pytest.raises(wse.UnknownTripsError, match="while_trips"):
-        workload(lowered)
+        stacked_work(lowered)
     with pytest.raises(ValueError, match="while_trips=-1"):
         wse.cost(lowered, while_trips=-1)
 

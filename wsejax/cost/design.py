@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from wsejax.compiler import Lowered
 from wsejax.cost.memory import Memory
-from wsejax.cost.model import Workload, price, workload
+from wsejax.cost.model import StackedWork, price, stacked_work
 from wsejax.hardware import CS2, System
 from wsejax.kernels.price import ceil, least, most
 
@@ -61,7 +61,7 @@ _STEP = ["work", "weight_bytes", "passes", "saved_bytes", "working_bytes", "laye
 class Step:
     """A step of a program as numbers: its work, and what it holds, in bytes over all PEs."""
 
-    work: Workload
+    work: StackedWork
     weight_bytes: float
     passes: float  # over the weights, of each micro-batch
     saved_bytes: float  # activations kept for the backward pass
@@ -75,7 +75,7 @@ def step_of(lowered: Lowered, memory: Memory) -> Step:
     peak = memory.streamed_peak
     working = (peak["activations"] + peak["buffers"]) * pes
     passes = 2.0 if program.state_bytes else 1.0
-    return Step(workload(program), float(program.weight_bytes), passes, peak["saved"] * pes, working, memory.layer_bytes * pes)
+    return Step(stacked_work(program), float(program.weight_bytes), passes, peak["saved"] * pes, working, memory.layer_bytes * pes)
 
 
 _PRICE = ["seconds", "compute_seconds", "io_seconds", "watts", "micro_batches"]
@@ -98,7 +98,7 @@ def price_step(step: Step, system: System) -> StepPrice:
     so much larger that less is streamed in all. A machine without room for a layer has infinitely many micro-batches, and never ends.
     """
     work = price(step.work, system)
-    room = most(system.sram_bytes - step.layer_bytes, 0.0)
+    room = jnp.maximum(system.sram_bytes - step.layer_bytes, 0.0)
     weights = step.passes * step.weight_bytes
     kept, sent = ceil((step.saved_bytes + step.working_bytes) / room), ceil(step.working_bytes / room)
     kept_bytes, sent_bytes = kept * weights, sent * weights + step.saved_bytes

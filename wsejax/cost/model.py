@@ -267,10 +267,10 @@ def _bounds(priced: Sequence[tuple[Call, Price]], depth: int = 0) -> tuple[Price
 
 
 # ---- as a pure function of the machine -------------------------------------------------------------------------------
-Workload = list[tuple[Work, Any]]  # work of one formula with stacked sizes, and how often each piece is done
+StackedWork = list[tuple[Work, Any]]  # work of one formula with stacked sizes, and how often each piece is done
 
 
-def workload(program: Lowered | Program, while_trips: int | Mapping[str, int] | None = None) -> Workload:
+def stacked_work(program: Lowered | Program, while_trips: int | Mapping[str, int] | None = None) -> StackedWork:
     """A program's work with equal pieces merged and their sizes stacked, for `price`: a pytree of a few arrays.
 
     Raises:
@@ -293,8 +293,8 @@ def workload(program: Lowered | Program, while_trips: int | Mapping[str, int] | 
     return [(jax.tree.map(stack, *(w for w, _ in items)), stack(*(n for _, n in items))) for items in groups.values()]
 
 
-def price(work: Workload, system: System) -> Price:
-    """The modelled price of a `workload`: a pure function, to be jitted, differentiated and mapped over systems."""
+def price(work: StackedWork, system: System) -> Price:
+    """The modelled price of `stacked_work`: a pure function, to be jitted, differentiated and mapped over systems."""
     total = Price()
     for stacked, times in work:
         each = jax.vmap(lambda piece: piece.price(system))(stacked)
@@ -302,6 +302,6 @@ def price(work: Workload, system: System) -> Price:
     return total
 
 
-def seconds(work: Workload, system: System, io_bytes: Any = 0.0) -> Any:
-    """Modelled seconds of a workload; with `io_bytes`, the longer of computing and streaming so many bytes in."""
+def seconds(work: StackedWork, system: System, io_bytes: Any = 0.0) -> Any:
+    """Modelled seconds of `stacked_work`; with `io_bytes`, the longer of computing and streaming so many bytes in."""
     return most(system.seconds(price(work, system).cycles), io_bytes / system.io_bytes_per_second)

@@ -58,7 +58,7 @@ def ceil(x: Any) -> Any:
     """Rounded up, with the gradient of what is rounded, so that the size of a grid has one."""
     if isinstance(x, int | float):
         return float(-(-x // 1))
-    return x + jax.lax.stop_gradient(jnp.ceil(x) - x)
+    return x + jax.lax.stop_gradient(jnp.where(jnp.isfinite(x), jnp.ceil(x) - x, 0.0))
 
 
 def floor(x: Any) -> Any:

@@ -5,8 +5,9 @@ from .faults import plot_bitflips
 from .plots import plot_loss, plot_wafer, plot_yield
 from .pricing import cost_table, memory_table, plot_memory, plot_timeline, seconds_text
 from .traffic import plot_traffic
+from .validation import plot_validation, validation_table
 
 __all__ = [
     "comparison_table", "cost_table", "memory_table", "plot_bitflips", "plot_breakdown", "plot_loss", "plot_memory", "plot_timeline",
-    "plot_tornado", "plot_traffic", "plot_wafer", "plot_yield", "seconds_text", "tco_table",
+    "plot_tornado", "plot_traffic", "plot_validation", "plot_wafer", "plot_yield", "seconds_text", "tco_table", "validation_table",
 ]  # fmt: skip

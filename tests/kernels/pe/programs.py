@@ -11,20 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
+from wsejax.hardware import System
 from wsejax.kernels.pe import collectives, fft, gemm, gemv, krylov, order, sparse, stencil, trees
 from wsejax.kernels.pe.tiles import from_row_of_tiles, from_tiles, to_row_of_tiles, to_tiles
+from wsejax.kernels.price import Price
 
 Grid = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`f` of grid blocks `args`. `check` looks at its results; `element_hops` is its traffic by the law beside it."""
+    """`f` of grid blocks `args`. `check` looks at its results; `element_hops` is its traffic by the law beside it, `price` its cost."""
 
     f: Callable
     args: tuple[Any, ...]
     check: Callable[..., None]
     element_hops: int
+    price: Callable[[System], Price] | None = None
 
 
 PROGRAMS: dict[str, Callable[[Grid], Case]] = {}
@@ -186,6 +189,7 @@ def stencil_of(offsets: list[tuple[int, ...]]) -> Callable[[Grid], Case]:
             (tiles,),
             lambda out: np.testing.assert_allclose(from_tiles(out, (8, 9)), want, rtol=1e-5, atol=1e-4),
             stencil.halo_cell_hops(grid, tiles.shape[2:4], offsets, column),
+            lambda s: stencil.stencil_price(s, grid, tiles.shape[2:4], offsets, 4, 1 if dims == 2 else 6),
         )
 
     return make
@@ -205,7 +209,9 @@ def life(grid: Grid) -> Case:
     want = (near == 3) | ((near == 2) & (cells == 1))
     tiles = to_tiles(cells, grid)
     check = lambda out: equal(from_tiles(out, (8, 9)), want)
-    return Case(lambda v: stencil.life(v, (8, 9)), (tiles,), check, stencil.halo_cell_hops(grid, tiles.shape[2:4], stencil.box(1)))
+    tile, around = tiles.shape[2:4], stencil.box(1)
+    hops, price = stencil.halo_cell_hops(grid, tile, around), lambda s: stencil.halo_price(s, grid, tile, around)
+    return Case(lambda v: stencil.life(v, (8, 9)), (tiles,), check, hops, price)
 
 
 def solver(solve: Callable, iterations: int, turned: float, dots: int) -> Callable[[Grid], Case]:
@@ -229,7 +235,10 @@ def solver(solve: Callable, iterations: int, turned: float, dots: int) -> Callab
 
         halos = {krylov.cg: 1, krylov.bicgstab: 2}[solve] * iterations
         hops = halos * stencil.halo_cell_hops(grid, tiles[1].shape[2:4], krylov.OFFSETS, 4 + 2)
-        return Case(partial(solve, iterations=iterations), tiles, check, hops + krylov.dots_element_hops(grid, dots * iterations + 1))
+        hops += krylov.dots_element_hops(grid, dots * iterations + 1)
+        priced = {krylov.cg: krylov.cg_price, krylov.bicgstab: krylov.bicgstab_price}[solve]
+        price = lambda s: priced(s, grid, tiles[1].shape[2:4], 4, iterations)
+        return Case(partial(solve, iterations=iterations), tiles, check, hops, price)
 
     return make
 
@@ -253,14 +262,16 @@ def fft_1d(grid: Grid) -> Case:
         for row in np.asarray(out):
             np.testing.assert_allclose(row.reshape(-1, n2)[:n1].T.reshape(-1), np.fft.fft(x), rtol=1e-4, atol=1e-4)
 
-    return Case(lambda v: fft.fft1(v, "x", n), (tiles,), check, fft.fft_along_element_hops(grid, "x", n2, tiles.shape[2]))
+    price = lambda s: fft.fft1_price(s, grid, "x", n, n2)
+    return Case(lambda v: fft.fft1(v, "x", n), (tiles,), check, fft.fft_along_element_hops(grid, "x", n2, tiles.shape[2]), price)
 
 
 @program
 def fft_2d(grid: Grid) -> Case:
     tiles = to_tiles(Z[..., 0], grid)
     check = lambda out: np.testing.assert_allclose(from_tiles(out, (6, 7)), np.fft.fft2(Z[..., 0]), rtol=1e-4, atol=1e-4)
-    return Case(lambda v: fft.fft2(v, (6, 7)), (tiles,), check, fft_2d_hops(grid, *tiles.shape[2:4], 1))
+    price = lambda s: fft.fft2_price(s, grid, tiles.shape[2:4])
+    return Case(lambda v: fft.fft2(v, (6, 7)), (tiles,), check, fft_2d_hops(grid, *tiles.shape[2:4], 1), price)
 
 
 def fft_2d_hops(grid: Grid, h: int, w: int, z: int) -> int:
@@ -278,7 +289,7 @@ def fft_3d_and_back(grid: Grid) -> Case:
         return there, fft.fft3(there, Z.shape, inverse=True)
 
     tiles = to_tiles(Z, grid)
-    return Case(f, (tiles,), check, 2 * fft_2d_hops(grid, *tiles.shape[2:]))
+    return Case(f, (tiles,), check, 2 * fft_2d_hops(grid, *tiles.shape[2:]), lambda s: fft.fft3_price(s, grid, tiles.shape[2:]) * 2.0)
 
 
 @program
@@ -287,7 +298,8 @@ def sort(grid: Grid) -> Case:
     x[3], x[4], x[5] = np.nan, -np.inf, np.inf
     tiles = to_row_of_tiles(x, grid, np.nan)
     hops = order.sort_element_hops(grid, tiles.shape[2])
-    return Case(order.sort, (tiles,), lambda out: equal(from_row_of_tiles(order.snake(out), 53), np.sort(x)), hops)
+    check = lambda out: equal(from_row_of_tiles(order.snake(out), 53), np.sort(x))
+    return Case(order.sort, (tiles,), check, hops, lambda s: order.sort_price(s, grid, tiles.shape[2]))
 
 
 N = np.random.default_rng(0).integers(-5, 9, 53).astype(np.int32)
@@ -296,20 +308,24 @@ N = np.random.default_rng(0).integers(-5, 9, 53).astype(np.int32)
 @program
 def running_sums(grid: Grid) -> Case:
     check = lambda out: equal(from_row_of_tiles(out, 53), np.cumsum(N))
-    return Case(order.scan, (to_row_of_tiles(N, grid),), check, order.scan_element_hops(grid))
+    tiles = to_row_of_tiles(N, grid)
+    return Case(order.scan, (tiles,), check, order.scan_element_hops(grid), lambda s: order.scan_price(s, grid, tiles.shape[2]))
 
 
 @program
 def histogram(grid: Grid) -> Case:
     check = lambda out: equal(out, np.broadcast_to(np.bincount(N[N >= 0], minlength=9)[:7], (*grid, 7)))
-    return Case(lambda v: order.histogram(v, 7), (to_row_of_tiles(N, grid, -1),), check, order.histogram_element_hops(grid, 7))
+    tiles = to_row_of_tiles(N, grid, -1)
+    price = lambda s: order.histogram_price(s, grid, tiles.shape[2], 7)
+    return Case(lambda v: order.histogram(v, 7), (tiles,), check, order.histogram_element_hops(grid, 7), price)
 
 
 @program
 def transpose(grid: Grid) -> Case:
     tiles = to_tiles(A, grid)
     check = lambda out: equal(from_tiles(out, (10, 7)), A.T)
-    return Case(lambda v: order.transpose(v, (7, 10)), (tiles,), check, order.transpose_element_hops(grid, tiles.shape[2:4], 7))
+    price = lambda s: order.transpose_price(s, grid, tiles.shape[2:4], 7)
+    return Case(lambda v: order.transpose(v, (7, 10)), (tiles,), check, order.transpose_element_hops(grid, tiles.shape[2:4], 7), price)
 
 
 S = np.where(np.random.default_rng(5).random((9, 10)) < 0.3, normal(9, 10), 0).astype(np.float32)
@@ -320,7 +336,8 @@ def sparse_times_dense(grid: Grid) -> Case:
     stream, x = sparse.stream_of(S, grid), to_tiles(B, grid)
     hops = sparse.spmm_element_hops(grid, int((S != 0).sum()), 9, x.shape[3], trees.k_tree(grid[0]))
     check = lambda y: close(np.concatenate(list(np.asarray(y)[0]), axis=-1)[:, :5], S @ B)
-    return Case(sparse.spmm, (stream, x), check, hops)
+    price = lambda s: sparse.spmm_price(s, grid, int((S != 0).sum()), 9, x.shape[3])
+    return Case(sparse.spmm, (stream, x), check, hops, price)
 
 
 @program
@@ -329,4 +346,5 @@ def sparse_times_vector(grid: Grid) -> Case:
     x = np.zeros((*grid, stream.width), np.float32)
     x[:] = np.pad(B[:, 0], (0, grid[0] * stream.width - 10)).reshape(grid[0], 1, -1)
     hops = sparse.spmm_element_hops(grid, int((S != 0).sum()), 9, 1, trees.k_tree(grid[0]))
-    return Case(sparse.spmv, (stream, x), lambda y: close(y[0, 0], S @ B[:, 0]), hops)
+    price = lambda s: sparse.spmv_price(s, grid, int((S != 0).sum()), 9)
+    return Case(sparse.spmv, (stream, x), lambda y: close(y[0, 0], S @ B[:, 0]), hops, price)

@@ -17,6 +17,7 @@ import wsejax as wse
 from tests.kernels.pe.programs import PROGRAMS
 from wsejax import fabric
 from wsejax.fabric.physical import Physical, Stage, Way
+from wsejax.hardware import CS2, CS3
 
 GRID_SPEC = PartitionSpec("y", "x")
 
@@ -40,9 +41,13 @@ def assert_same_bits(got, want) -> None:
 
 
 def assert_law(case, wafer) -> None:
-    """What the program sends is what its law says."""
+    """What the program sends is what its law says, and what its price charges."""
     wavelets = 2 if np.asarray(case.args[-1]).dtype == np.complex64 else 1  # of an element
-    assert wse.traffic(mapped(case, wafer), *case.args).wavelet_hops == case.element_hops * wavelets
+    counted = wse.traffic(mapped(case, wafer), *case.args).wavelet_hops
+    assert counted == case.element_hops * wavelets
+    if case.price is not None:
+        for system in (CS2, CS3):
+            assert case.price(system).byte_hops == pytest.approx(4 * counted, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Array, Complex, Shaped
 
 from wsejax import fabric
-from wsejax.kernels.pe.collectives import ring_hops
+from wsejax.hardware import System
+from wsejax.kernels.pe.collectives import ring_hops, ring_price
+from wsejax.kernels.price import Price, computing, fma_per_cycle
 
 
 def local_fft(x: Complex[Array, "... n"], inverse: bool = False) -> Complex[Array, "... n"]:
@@ -133,3 +135,60 @@ def fft_along_element_hops(grid: tuple[int, int], axis: str, lanes: int, m: int)
     """Two all-to-alls of lists of n ceil(lanes / n) m elements."""
     n, lines = grid if axis == "y" else grid[::-1]
     return 2 * all_to_all_hops(n, lines) * n * -(-lanes // n) * m
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+def _prime_factors(n: int) -> list[int]:
+    out, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            out, n = [*out, p], n // p
+        p = p + 1 if p * p <= n else max(n, p + 1)
+    return out
+
+
+def local_fft_price(system: System, lines: float, n: int, pes: int = 1, itemsize_bytes: int = 8) -> Price:
+    """`local_fft` of `lines` lines in each of `pes` PEs: a level of radix p multiplies every element by p numbers, 4 real multiply-adds
+    each, in p x p vector instructions."""
+    levels = _prime_factors(n)
+    fma = 4.0 * lines * n * sum(levels)
+    starts = float(sum(p * p for p in levels))
+    busy = starts * system.launch_cycles + fma / fma_per_cycle(system, itemsize_bytes // 2)
+    return computing(busy, 2.0 * fma * pes, 3.0 * fma * pes * itemsize_bytes / 4.0)
+
+
+def all_to_all_price(system: System, n: int, lines: int, list_bytes: float) -> Price:
+    """`all_to_all` of a PE's list of so many bytes: n - 1 turns of the ring with all of it."""
+    return ring_price(system, n, lines, list_bytes, n - 1.0)
+
+
+def fft_along_price(system: System, grid: tuple[int, int], axis: str, lanes: int, m: int, itemsize_bytes: int = 8) -> Price:
+    """`fft_along`: lines gathered, transformed and handed back."""
+    n, lines = grid if axis == "y" else grid[::-1]
+    share = -(-lanes // n)
+    moving = all_to_all_price(system, n, lines, float(n * share * m * itemsize_bytes)) * 2.0
+    return moving + local_fft_price(system, share, n * m, n * lines, itemsize_bytes)
+
+
+def fft2_price(system: System, grid: tuple[int, int], tile: tuple[int, int], itemsize_bytes: int = 8) -> Price:
+    """`fft2` of tiles of h x w."""
+    h, w = tile
+    return fft_along_price(system, grid, "x", h, w, itemsize_bytes) + fft_along_price(system, grid, "y", w, h, itemsize_bytes)
+
+
+def fft3_price(system: System, grid: tuple[int, int], tile: tuple[int, int, int], itemsize_bytes: int = 8) -> Price:
+    """`fft3` of tiles of h x w columns of z."""
+    h, w, z = tile
+    local = local_fft_price(system, h * w, z, grid[0] * grid[1], itemsize_bytes)
+    return (
+        local + fft_along_price(system, grid, "x", h * z, w, itemsize_bytes) + fft_along_price(system, grid, "y", w * z, h, itemsize_bytes)
+    )
+
+
+def fft1_price(system: System, grid: tuple[int, int], axis: str, n: int, n2: int, itemsize_bytes: int = 8) -> Price:
+    """`fft1` of n elements as a matrix with rows of n2, whole rows in a PE: one transform across, twiddles, one inside."""
+    pes_of_line = grid[0] if axis == "y" else grid[1]
+    h, pes = -(-(n // n2) // pes_of_line), grid[0] * grid[1]
+    rate = fma_per_cycle(system, itemsize_bytes // 2)
+    twiddles = computing(system.launch_cycles + 4.0 * h * n2 / rate, 8.0 * h * n2 * pes, 3.0 * h * n2 * pes * itemsize_bytes)
+    return fft_along_price(system, grid, axis, n2, h, itemsize_bytes) + twiddles + local_fft_price(system, h, n2, pes, itemsize_bytes)

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops
-from wsejax.kernels.pe.stencil import stencil
+from wsejax.hardware import System
+from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops, all_reduce_2d_price
+from wsejax.kernels.pe.stencil import stencil, stencil_price
+from wsejax.kernels.price import Price, computing, fma_per_cycle
 from wsejax.kernels.reduce import tree_reduce
 
 OFFSETS = ((0, 0, 0), (-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
@@ -91,3 +93,67 @@ def laplacian(shape: Sequence[int], dtype=jnp.float32) -> Shaped[Array, "n m 7 z
 def dots_element_hops(grid: tuple[int, int], count: int) -> int:
     """Elements times hops of `count` dot products that go together."""
     return count * all_reduce_2d_hops(grid)
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+# `tile` is a PE's cells in two dimensions, `column` their number in the third.
+def _passes(system: System, grid: tuple[int, int], tile: tuple[int, int], column: int, passes: float, itemsize_bytes: int) -> Price:
+    """So many vector instructions over all cells of a PE, each a multiply-add."""
+    cells = tile[0] * tile[1] * column
+    busy = passes * (system.launch_cycles + cells / fma_per_cycle(system, itemsize_bytes))
+    work = passes * cells * grid[0] * grid[1]
+    return computing(busy, 2.0 * work, 3.0 * work * itemsize_bytes)
+
+
+def dots_price(
+    system: System, grid: tuple[int, int], tile: tuple[int, int], column: int, count: int, itemsize_bytes: int = 4, topology: str = "chain"
+) -> Price:
+    """`count` dot products that travel together."""
+    together = all_reduce_2d_price(system, *grid, count * itemsize_bytes, topology, itemsize_bytes)
+    return _passes(system, grid, tile, column, count, itemsize_bytes) + together
+
+
+def _solver_price(
+    system: System,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    column: int,
+    iterations: int,
+    itemsize_bytes: int,
+    topology: str,
+    *,
+    products: int,
+    updates: int,
+    dot_sets: Sequence[int],
+) -> Price:
+    step = stencil_price(system, grid, tile, OFFSETS, itemsize_bytes, column) * products
+    step = step + _passes(system, grid, tile, column, updates, itemsize_bytes)
+    for count in dot_sets:
+        step = step + dots_price(system, grid, tile, column, count, itemsize_bytes, topology)
+    return step * iterations + dots_price(system, grid, tile, column, 1, itemsize_bytes, topology)
+
+
+def cg_price(
+    system: System,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    column: int,
+    iterations: int = 1,
+    itemsize_bytes: int = 4,
+    topology: str = "chain",
+) -> Price:
+    """`cg`: a product with the operator, three updates of vectors and two dot products, one after the other, in an iteration."""
+    return _solver_price(system, grid, tile, column, iterations, itemsize_bytes, topology, products=1, updates=3, dot_sets=(1, 1))
+
+
+def bicgstab_price(
+    system: System,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    column: int,
+    iterations: int = 1,
+    itemsize_bytes: int = 4,
+    topology: str = "chain",
+) -> Price:
+    """`bicgstab`: two products, six updates, and five dot products in three sets, in an iteration."""
+    return _solver_price(system, grid, tile, column, iterations, itemsize_bytes, topology, products=2, updates=6, dot_sets=(1, 2, 2))

@@ -6,12 +6,17 @@ Laws: `numpy.sort`, `cumsum` in the array's own dtype, `bincount` and `.T`. The 
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Num, Shaped
 
 from wsejax import fabric
-from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops, ring_hops
+from wsejax.hardware import System
+from wsejax.kernels.pe.collectives import all_reduce_2d, all_reduce_2d_hops, all_reduce_2d_price, ring_hops, ring_price
+from wsejax.kernels.price import Price, computing, copies_per_cycle, travel, wavelets
 
 
 def sort(x: Num[Array, "R C m"]) -> Num[Array, "R C m"]:
@@ -158,3 +163,58 @@ def transpose_element_hops(grid: tuple[int, int], tile: tuple[int, int], n: int)
     (rows, cols), (h, w) = grid, tile
     keep = min(h, -(-n // cols))
     return (cols - 1) * ring_hops(cols) * rows * h * w + (rows - 1) * ring_hops(rows) * cols * keep * cols * w
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+def _element_wise(system: System, grid: tuple[int, int], elements: Any, instructions: Any, itemsize_bytes: int) -> Price:
+    """Vector instructions over so many elements of every PE in all."""
+    busy = system.launch_cycles * instructions + elements / copies_per_cycle(system, itemsize_bytes)
+    work = elements * grid[0] * grid[1]
+    return computing(busy, 1.0 * work, 3.0 * work * itemsize_bytes)
+
+
+def sort_price(system: System, grid: tuple[int, int], m: int, itemsize_bytes: int = 4) -> Price:
+    """`sort`: blocks of m put in order, then for every PE a phase of an exchange of blocks and a merge, which compares 2 m elements
+    log2(2 m) times (a bitonic merge: vector instructions alone)."""
+    phases, levels = grid[0] * grid[1], math.ceil(math.log2(2 * m)) if m else 0
+    hops = float(sort_element_hops(grid, m) * itemsize_bytes)
+    taken = wavelets(system, m * itemsize_bytes)
+    links = _snake_links(grid)
+    step = travel(system, taken, wavelets(system, hops) / phases, links, 1.0, depth=1.0, byte_hops=hops / phases)
+    merge = _element_wise(system, grid, 2.0 * m * levels, levels, itemsize_bytes)
+    first = _element_wise(system, grid, m * levels * (levels + 1.0) / 2.0, levels * (levels + 1.0) / 2.0, itemsize_bytes)
+    return first + (merge + step) * phases if phases > 1 else first
+
+
+def _snake_links(grid: tuple[int, int]) -> int:
+    """Links of the snake through a grid, both ways."""
+    return max(2 * (grid[0] * grid[1] - 1), 1)
+
+
+def scan_price(system: System, grid: tuple[int, int], m: int, itemsize_bytes: int = 4) -> Price:
+    """`scan`: a PE's own sums one by one, then one total from PE to PE along the rows, handed on, down the last column, and back."""
+    rows, cols = grid
+    own = _element_wise(system, grid, 2.0 * m, m + 1.0, itemsize_bytes)
+    one = wavelets(system, itemsize_bytes)
+    line = lambda links, lines, hops, depth: travel(
+        system, one, one * links * lines, links * lines, hops, depth=depth, byte_hops=1.0 * links * lines * itemsize_bytes
+    )
+    along = line(cols - 1, rows, cols - 1, cols - 1) + line(cols - 1, rows, min(cols - 1, 1), 1)
+    down = line(rows - 1, 1, rows - 1, rows - 1) + line(rows - 1, 1, min(rows - 1, 1), 1)
+    return own + along + down + line(cols - 1, rows, cols - 1, 1)
+
+
+def histogram_price(system: System, grid: tuple[int, int], m: int, bins: int, itemsize_bytes: int = 4) -> Price:
+    """`histogram`: every element compared with all bins, and the counts added up over the grid."""
+    together = all_reduce_2d_price(system, *grid, bins * itemsize_bytes, "chain", itemsize_bytes)
+    return _element_wise(system, grid, 2.0 * m * bins, 2.0 * m, itemsize_bytes) + together
+
+
+def transpose_price(system: System, grid: tuple[int, int], tile: tuple[int, int], n: int, itemsize_bytes: int = 4) -> Price:
+    """`transpose` of an array of n rows: once round the ring of each row with a tile, once round that of each column with the rows that
+    were kept; what is kept is copied at every step."""
+    (rows, cols), (h, w) = grid, tile
+    keep = min(h, -(-n // cols))
+    moving = ring_price(system, cols, rows, h * w * itemsize_bytes, cols - 1.0)
+    moving = moving + ring_price(system, rows, cols, keep * cols * w * itemsize_bytes, rows - 1.0)
+    return moving + _element_wise(system, grid, 2.0 * keep * w * cols + keep * w * rows, cols + rows, itemsize_bytes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from wsejax import fabric
+from wsejax.hardware import System
 from wsejax.kernels.pe import collectives
 from wsejax.kernels.pe.trees import Tree, k_tree
+from wsejax.kernels.price import Price, computing, fma_per_cycle, most, travel, wavelets
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["index", "value"], meta_fields=["rows", "width"])
@@ -111,3 +114,35 @@ def spmv(a: Stream, x: Float[Array, "R C width"], tree: Tree | None = None) -> F
 def spmm_element_hops(grid: tuple[int, int], nonzeros: int, rows: int, n: int, tree: Tree) -> int:
     """Two wavelets a non-zero past all the PEs of its row, and the reduction of M x n partial results in every column."""
     return 2 * nonzeros * (grid[1] - 1) + tree.energy * grid[1] * rows * n
+
+
+def entries_price(system: System, entries: Any, n: Any, itemsize_bytes: int = 4, lookup_cycles: Any = 21.0) -> Any:
+    """Cycles of a PE for so many non-zeros: each finds its row and column, and starts a vector instruction over `n` columns.
+
+    `lookup_cycles`: loads of index and value, and two addresses set. By default as fitted to SpMM_Cerebras, whose loops these are.
+    """
+    return entries * (system.launch_cycles + lookup_cycles + n / fma_per_cycle(system, itemsize_bytes))
+
+
+def spmm_price(
+    system: System, grid: tuple[int, int], nonzeros: Any, rows: Any, n: Any, itemsize_bytes: int = 4, topology: str = "two_phase"
+) -> Price:
+    """`spmm`: the non-zeros of a row of PEs, evenly divided among these rows, stream past all PEs of the row, and partial results of
+    `rows` x `n` are added up along the columns. An index takes as much room as a value."""
+    stream_bytes = 2.0 * itemsize_bytes * nonzeros
+    links = grid[0] * (grid[1] - 1.0)
+    taken = wavelets(system, stream_bytes / grid[0])
+    hops_bytes = stream_bytes * (grid[1] - 1.0)
+    streaming = travel(system, taken, wavelets(system, hops_bytes), links, grid[1] - 1.0, depth=1.0, byte_hops=hops_bytes)
+    busy = entries_price(system, nonzeros / grid[0], n, itemsize_bytes)
+    product = computing(busy, 2.0 * nonzeros * n * grid[1], 3.0 * nonzeros * n * grid[1] * itemsize_bytes)
+    # what comes is multiplied as it passes: the slower of the two, and the flight to the last PE
+    both = dataclasses.replace(streaming + product, cycles=most(busy, streaming.fabric_cycles) + streaming.wait_cycles)
+    return both + collectives.reduce_price(system, grid[0], grid[1], rows * n * itemsize_bytes, topology, itemsize_bytes)
+
+
+def spmv_price(
+    system: System, grid: tuple[int, int], nonzeros: Any, rows: Any, itemsize_bytes: int = 4, topology: str = "two_phase"
+) -> Price:
+    """`spmv`: `spmm` with one column."""
+    return spmm_price(system, grid, nonzeros, rows, 1, itemsize_bytes, topology)

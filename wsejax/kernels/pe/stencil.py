@@ -6,7 +6,9 @@ Traffic: `radius` lines of cells cross every link, each way; a PE with fewer lin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,6 +16,9 @@ from jaxtyping import Array, Bool, Shaped
 
 from wsejax import fabric
 from wsejax.fabric.line import ALONG
+from wsejax.hardware import System
+from wsejax.kernels.banks import stencil_conflicts
+from wsejax.kernels.price import Price, computing, copies_per_cycle, fma_per_cycle, travel, wavelets
 
 Offset = tuple[int, ...]
 _DIM = {"y": 2, "x": 3}  # of the cells of a tile
@@ -149,3 +154,54 @@ def halo_cell_hops(grid: tuple[int, int], tile: tuple[int, int], offsets: Sequen
     reach = [max(abs(o[d]) for o in offsets) for d in range(2)]
     wide = h + 2 * reach[0] if any(o[0] and o[1] for o in offsets) else h
     return 2 * column * (reach[0] * w * (rows - 1) * cols + reach[1] * wide * (cols - 1) * rows)
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+def _neighbours(grid: tuple[int, int]) -> list[int]:
+    """Of a PE in the middle, along y and along x."""
+    return [min(n - 1, 2) for n in grid]
+
+
+def halo_price(
+    system: System, grid: tuple[int, int], tile: tuple[int, int], offsets: Sequence[Offset], itemsize_bytes: int = 4, column: int = 1
+) -> Price:
+    """The exchange before one application: what a PE gets and what it gives take a beat each, for its instructions do both in turn.
+
+    `column` is the cells of a column in a PE, without the padding. Each message costs a vector instruction and a task that notes its end.
+    """
+    (h, w), reach = tile, [max(abs(o[d]) for o in offsets) for d in range(2)]
+    column += 2 * max(abs(o[2]) for o in offsets) if len(offsets[0]) == 3 else 0
+    neighbours = [n if r else 0 for n, r in zip(_neighbours(grid), reach, strict=True)]
+    if not any(neighbours):
+        return Price()
+    wide = h + 2 * reach[0] if any(o[0] and o[1] for o in offsets) else h
+    taken = wavelets(system, (neighbours[0] * reach[0] * w + neighbours[1] * reach[1] * wide) * column * itemsize_bytes)
+    moved_bytes = float(halo_cell_hops(grid, tile, offsets, column) * itemsize_bytes)
+    links = 2.0 * (bool(reach[0]) * (grid[0] - 1) * grid[1] + bool(reach[1]) * (grid[1] - 1) * grid[0])
+    far = max(-(-reach[0] // h) * (grid[0] > 1), -(-reach[1] // w) * (grid[1] > 1))
+    moving = travel(system, 2.0 * taken, wavelets(system, moved_bytes), links, far, depth=1.0, byte_hops=moved_bytes)
+    ends = (system.launch_cycles + system.task_cycles) * 2.0 * sum(neighbours)
+    return moving + Price(cycles=ends, wait_cycles=ends)
+
+
+def stencil_price(
+    system: System,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    offsets: Sequence[Offset],
+    itemsize_bytes: int = 4,
+    column: int = 1,
+    conflict_cycles: Any = 1.0,
+) -> Price:
+    """`stencil`: the halos, a copy of the tile, and for each offset a vector instruction that multiplies and adds all cells.
+
+    `conflict_cycles`: more for a cell of a pass whose operands share a bank (`banks`).
+    """
+    full = (*tile, column)[: len(offsets[0])]
+    cells, passes = math.prod(tile) * column, len(offsets)
+    rate = fma_per_cycle(system, itemsize_bytes)
+    busy = system.launch_cycles * (passes + 1.0) + cells * (passes / rate + 1.0 / copies_per_cycle(system, itemsize_bytes))
+    busy = busy + conflict_cycles * cells * stencil_conflicts(full, offsets, itemsize_bytes)
+    pes = grid[0] * grid[1]
+    work = computing(busy, 2.0 * passes * cells * pes, (3.0 * passes + 2.0) * cells * pes * itemsize_bytes)
+    return halo_price(system, grid, tile, offsets, itemsize_bytes, column) + work

@@ -1,0 +1,67 @@
+"""Work as data: finite prices for all sizes, the same traced as eager, and never less than the machine's limits."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsejax.hardware import CS2, CS3
+from wsejax.kernels.work import Elementwise, Gather, Product, Reduction, Shift, Window
+
+sizes = st.integers(1, 300_000)
+few = st.integers(1, 64)
+axes = st.sampled_from(["y", "x"])
+WORK = st.one_of(
+    st.builds(Elementwise, sizes, st.sampled_from([1, 2, 4, 8]), few, sizes, sizes),
+    st.builds(Product, sizes, sizes, sizes, st.sampled_from([2, 4, 8]), few, few, few),
+    st.builds(Reduction, axes, sizes, sizes, st.sampled_from([2, 4]), st.booleans(), st.sampled_from(["chain", "tree", "two_phase"])),
+    st.builds(Gather, axes, sizes, sizes, st.booleans()),
+    st.builds(Window, axes, sizes, few, sizes, st.booleans()),
+    st.builds(Shift, axes, few, few, sizes),
+)
+PRICE = jax.jit(lambda work, system: work.price(system))
+
+
+@settings(max_examples=80, deadline=None)
+@given(WORK, st.sampled_from([CS2, CS3, CS3.replace(rows=1.0, cols=1.0), CS3.replace(rows=7.0, cols=3.0)]))
+def test_prices_are_finite_and_no_part_is_more_than_all(work, system) -> None:
+    price = work.price(system)
+    parts = (price.compute_cycles, price.fabric_cycles, price.wait_cycles)
+    assert all(0 <= part < float("inf") for part in (*parts, price.cycles, price.flops, price.byte_hops, price.sram_bytes))
+    assert max(parts) <= price.cycles * (1 + 1e-9) <= sum(parts) * (1 + 1e-6) + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.builds(Product, sizes, sizes, sizes, st.sampled_from([2, 4]), few, few, few))
+def test_no_product_beats_the_busy_lanes(work) -> None:
+    price = work.price(CS3)
+    rate = CS3.gemm_fp16_fma_per_cycle if work.itemsize_bytes == 2 else CS3.gemm_fp32_fma_per_cycle
+    assert price.flops == pytest.approx(2.0 * work.m * work.k * work.n * work.count)
+    assert price.cycles >= work.flops / 2 / rate / CS3.pes * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        Product(4096, 4096, 4096, 2),
+        Product(1, 4096, 14336, 2),
+        Product(2048, 128, 2048, 2, batch=3, batch_y=8, batch_x=32),
+        Reduction("x", 4096, 8192, 4, True, "two_phase"),
+        Gather("y", 4096, 1 << 20, True),
+        Elementwise(10_000_000, 4, 2, 5_000_000, 10_000_000),
+        Window("x", 5000, 2, 4000, True),
+    ],
+    ids=lambda w: type(w).__name__,
+)
+def test_traced_as_eager(work) -> None:
+    eager, traced = work.price(CS3), PRICE(work, CS3)
+    assert float(traced.cycles) == pytest.approx(eager.cycles, rel=1e-4)
+    assert float(traced.byte_hops) == pytest.approx(eager.byte_hops, rel=1e-4)
+
+
+def test_stencils_do_not_depend_on_the_number_of_pes() -> None:
+    """A halo of one element, with as many cells a PE: neighbours only."""
+    cycles = [Window("x", 100 * n, 1, 4 * 100 * n, True).price(CS3.replace(rows=float(n), cols=float(n))).cycles for n in (4, 40, 400)]
+    assert cycles == pytest.approx(cycles[:1] * 3)
