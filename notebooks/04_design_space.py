@@ -36,6 +36,7 @@ from IPython.display import Markdown
 import wsejax as wse
 from experiments.design_space import RANGES, draw, evaluate, front, lowered_step
 from wsejax.cost.design import price_step, step_of
+from wsejax.report import errors_text, kernel_errors
 
 jax.config.update("jax_platforms", "cpu")
 MODELS, BATCH, CONTEXT = ("gpt3-13b", "llama-3.1-70b"), 64, 2048
@@ -60,6 +61,7 @@ for name in MODELS:
         f"{name} on a CS-3, modelled: {TOKENS / float(own[name].seconds):,.0f} tokens/s; the wafer computes for {computing:.2f} s, "
         f"weights and activations stream for {streaming:.2f} s, {float(own[name].micro_batches):.0f} micro-batches"
     )
+    print(f"   {errors_text(kernel_errors(wse.cost(lowered)))}")
 
 # %% [markdown]
 # ## One knob at a time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -16,7 +17,11 @@ from wsejax.cli import main
 from wsejax.cli.command import COMMANDS
 from wsejax.cli.output import plain, with_unit
 from wsejax.cli.programs import ProgramArguments, shape_of
+from wsejax.cost.compare import compare
 from wsejax.cost.estimate import fits
+from wsejax.cost.table import published
+from wsejax.cost.validate import validate
+from wsejax.cost.workload import Workload
 from wsejax.hardware import SYSTEMS
 
 FUNCTION = """
@@ -125,7 +130,7 @@ def test_cost_is_that_of_wse_and_says_that_it_is_modelled(capsys, program, tmp_p
     text, data = asked(capsys, *arguments, "--memory-out", str(picture))
     _, lowered = ProgramArguments(f"{program}:step", arguments[5::2], (0,)).lowered()
     assert data["step_seconds"] == wse.cost(lowered).step_seconds and data["memory"]["verdict"] == wse.memory(lowered).verdict
-    assert data["modelled"] is True and data["model_error"] and "modelled" in text and "median error" in text
+    assert data["modelled"] is True and data["model_errors"] and "modelled" in text and "median error" in text
     assert picture.stat().st_size > 5_000
 
 
@@ -190,6 +195,44 @@ def test_fit_of_a_json_of_dimensions(capsys, tmp_path):
     assert data["model"] == "mine" and data["dimensions"]["kv_heads"] == 4 and data["verdict"] == "resident"
 
 
+@pytest.mark.parametrize("systems", [(), ("cs3", "16xcs3", "64xh100")])
+def test_compare_says_how_far_off_each_model_is(capsys, tmp_path, systems: tuple[str, ...]):
+    picture = tmp_path / "compare.png"
+    more = ("--systems", *systems) if systems else ()
+    text, data = asked(capsys, "compare", "gpt3-6.7b", "--batch", "256", "--out", str(picture), *more)
+    want = compare(Workload.of_llm(wse.LLM.from_dict(presets.find("gpt3-6.7b")), 256, 2048), systems or ("cs3", "8xh100"))
+    assert [row["name"] for row in data["rows"]] == [row.name for row in want.rows] and len(want.rows) >= 2
+    assert [row["step_seconds"] for row in data["rows"]] == [row.step_seconds for row in want.rows]
+    assert set(data["model_errors"]) == {row.error_group for row in want.rows}
+    assert "modelled" in text and all(group in text and error in text for group, error in data["model_errors"].items())
+    assert picture.stat().st_size > 5_000
+
+
+def test_rates_of_machines_are_taken(capsys):
+    common = ("compare", "gpt3-6.7b", "--systems", "8xh100")
+    dollars = lambda *more: asked(capsys, *common, *more)[1]["rows"][0]["dollars"]
+    once = dollars("--dollars-per-hour", "8xh100=10")
+    assert dollars("--dollars-per-hour", "8xh100=30") == pytest.approx(3 * once)
+
+
+def test_validate_is_that_of_the_table_that_ships(capsys, tmp_path):
+    picture = tmp_path / "validation.png"
+    text, data = asked(capsys, "validate", "--out", str(picture))
+    want = validate()
+    assert len(data["points"]) == len(want.predictions) > 300 and len(data["excluded"]) == len(want.excluded)
+    assert all(g.name.split()[0] in text for g in want.groups) and "odelled" in text
+    assert picture.stat().st_size > 10_000
+
+
+def test_validate_of_points_of_ones_own(capsys, tmp_path):
+    kept = next(p for p in published() if p.experiment == "router_latency")
+    point = {f.name: getattr(kept, f.name) for f in dataclasses.fields(kept)} | {"config": dict(kept.config), "value": 2 * kept.value}
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps([point]))
+    _, data = asked(capsys, "validate", "--points", str(path))
+    assert [p["id"] for p in data["points"]] == [kept.id] and data["points"][0]["error"] == pytest.approx(0.5, abs=0.05)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 BAD = [
     (("specs", "wse9"), "wse1, wse2, wse3"),
@@ -225,6 +268,13 @@ BAD = [
     (("fit", "PROGRAM.json"), "JSON"),
     (("fit", "gpt2", "--wafers", "0"), "wafers"),
     (("fit", "gpt2", "--tokens", "-5"), "tokens"),
+    (("compare", "gpt2", "--systems", "8xcs9"), "cs1, cs2, cs3"),
+    (("compare", "gpt2", "--systems", "cs3", "--batch", "0"), "batch"),
+    (("compare", "gpt2", "--seq", "4096"), "context of 1024"),
+    (("compare", "gpt2", "--dollars-per-hour", "8xh100=cheap"), "SYSTEM=NUMBER"),
+    (("compare", "gpt2", "--dollars-per-hour", "cs1=3"), "not compared"),
+    (("validate", "--points", "absent.json"), "absent.json"),
+    (("validate", "--points", "PROGRAM.json"), "JSON"),
 ]
 
 

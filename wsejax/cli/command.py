@@ -12,11 +12,20 @@ from wsejax.compiler import UnsupportedOpError
 
 from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
-from .models import Fit
+from .models import Compare, Fit, Validate
 from .output import show
 
 _named = tyro.conf.subcommand
-COMMANDS: dict[str, Any] = {"specs": Specs, "wafer": WaferCommand, "audit": Audit, "cost": Cost, "trace": Trace, "fit": Fit}
+COMMANDS: dict[str, Any] = {
+    "specs": Specs,
+    "wafer": WaferCommand,
+    "audit": Audit,
+    "cost": Cost,
+    "fit": Fit,
+    "compare": Compare,
+    "trace": Trace,
+    "validate": Validate,
+}
 DESCRIPTION = (
     "A functional emulator of a wafer-scale engine: what the machine is, what a program does on it, and what that would take. "
     "Every wafer time is modelled, and none is measured."

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from wsejax.cost import cost, memory, timeline
 from wsejax.cost.timeline import TRACKS
-from wsejax.report import cost_table, memory_table, plot_memory, plot_timeline, seconds_text
+from wsejax.report import cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
 
 from .machine import changed
 from .output import Output, table
 from .programs import ProgramArguments
-
-KERNELS = "whole kernels"  # the group of published points that prices of programs are held against
-
-
-def error_text(group: str) -> str:
-    """How far off modelled times of a group are."""
-    from wsejax.cost.errors import model_error
-
-    return f"{model_error(group)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +41,10 @@ class OnSystem(ProgramArguments):
     """A field of the machine to change, such as link_bits=64; `wsejax specs` lists them."""
 
 
+def _as_data(errors: Mapping[str, tuple[float, str]]) -> list[dict[str, Any]]:
+    return [{"group": group, "share": share, "error": text} for group, (share, text) in errors.items()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost(OnSystem):
     """What a program would take on a system: modelled time, energy and memory."""
@@ -69,9 +65,9 @@ class Cost(OnSystem):
         asked, lowered = self.lowered()
         priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
         held = memory(lowered, machine)
-        error = error_text(KERNELS)
-        data = {"program": asked.title, **priced.to_dict(), "model_error": error, "memory": held.to_dict()}
-        parts = [asked.title, cost_table(priced, self.lines, error), "", memory_table(held)]
+        errors = kernel_errors(priced)
+        data = {"program": asked.title, **priced.to_dict(), "model_errors": _as_data(errors), "memory": held.to_dict()}
+        parts = [asked.title, cost_table(priced, self.lines, errors_text(errors)), "", memory_table(held)]
         if self.memory_out is not None:
             plot_memory(held, self.memory_out)
             data["memory_path"] = str(self.memory_out)
@@ -100,13 +96,14 @@ class Trace(OnSystem):
         run = timeline(lowered, machine, streamed=self.streamed, max_kernels=self.max_kernels)
         run.save(self.out)
         busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in TRACKS}
-        whole, error = float(machine.seconds(run.cycles)), error_text(KERNELS)
+        whole, errors = float(machine.seconds(run.cycles)), kernel_errors(cost(lowered, machine))
         data = {
-            "modelled": True, "program": asked.title, "system": machine.name, "seconds": whole, "model_error": error, "busy_seconds": busy,
+            "modelled": True, "program": asked.title, "system": machine.name, "seconds": whole, "busy_seconds": busy,
             "events": len(run.events), "kernels_left_out": run.left_out, "path": str(self.out),
+            "model_errors": _as_data(errors),
         }  # fmt: skip
         rows = [(track, f"{sum(e.track == track for e in run.events):,}", seconds_text(s), f"{s / whole:.1%}") for track, s in busy.items()]
-        head = f"{asked.title} on {machine.name}: modelled {seconds_text(whole)}; {error}"
+        head = f"{asked.title} on {machine.name}: modelled {seconds_text(whole)}; {errors_text(errors)}"
         parts = [head, table(("track", "events", "busy, modelled", "of the run"), rows)]
         if run.left_out:
             parts.append(f"{run.left_out:,} later kernels have no events; --max-kernels shows more")
