@@ -308,6 +308,14 @@ def test_it_runs_as_a_module():
     assert json.loads(done.stdout)["wafers"]["WSE-3"]["cols"] == 792
 
 
+def test_a_reader_that_has_read_enough_is_no_error():
+    with subprocess.Popen([sys.executable, "-m", "wsejax", "validate", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline() == b"{\n"
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() == 141
+
+
 # ---- output ----------------------------------------------------------------------------------------------------------
 def test_json_has_no_word_for_what_is_not_finite():
     assert plain({"a": math.inf, "b": [math.nan, 1.5], "c": (True, None)}) == {"a": None, "b": [None, 1.5], "c": [True, None]}

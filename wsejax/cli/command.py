@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -55,5 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, UnsupportedOpError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    show(output, command.json)
+    try:
+        show(output, command.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, such as `head`, has read enough; nothing may be flushed when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell has it for SIGPIPE
     return 0
