@@ -19,7 +19,7 @@ SEVEN = LLM(name="7B", layers=32, width=4096, heads=32, kv_heads=32, head_width=
 GPT_J = LLM(
     name="6B", layers=28, width=4096, heads=16, kv_heads=16, head_width=256, ffn_width=16384, vocab_size=50400, context=2048, gated=False
 )
-BARE = Streaming(layer_seconds=0.0, boundary_share=0.0, wait_per_doubling=0.0)
+BARE = Streaming(layer_seconds=0.0, boundary_passes=0.0, wait_per_doubling=0.0)
 WORK = Workload.of_llm(SEVEN, 1024, 4096)
 
 

@@ -104,7 +104,7 @@ def _streaming(constants: Mapping[str, float]) -> Streaming:
 
 def _tuned(constants: Mapping[str, float]) -> Streaming:
     """As the vendor's own runs: they lose no more on small models than on large ones, so neither layers nor boundaries can cost much."""
-    return Streaming(layer_seconds=0.0, boundary_share=0.0, wait_per_doubling=float(constants["wait_per_doubling"]))
+    return Streaming(layer_seconds=0.0, boundary_passes=0.0, wait_per_doubling=float(constants["wait_per_doubling"]))
 
 
 def _throughput(point: Point, constants: Mapping[str, float]) -> float:
