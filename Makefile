@@ -3,7 +3,7 @@
 #   make test PYTHON=python3.12     a Python of your choice (rebuilds .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench clean FORCE
+.PHONY: help train test test-slow lint format bench notebooks clean FORCE
 SHELL := /bin/sh
 
 ARGS ?=
@@ -64,6 +64,9 @@ bench: $(READY) ## host time per training step: wafer, plain JAX, and torch wher
 	echo 'make bench: no torch ($(TORCH) cannot be installed for this Python), so no comparison with it. For one, put' \
 	'an index of CPU builds in PIP_EXTRA_INDEX_URL, or TORCH=torch for the default build of your platform.' >&2
 	$(PY) -m experiments.bench $(ARGS)
+
+notebooks: $(READY) ## execute the notebooks; with their outputs they go to runs/notebooks
+	$(PY) -m experiments.run_notebooks $(ARGS)
 
 clean: ## remove .venv, builds and caches; what runs wrote stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -169,6 +169,18 @@ def gradient_of_scan_with_remat(weights, x):
     return jax.value_and_grad(lambda ws: (lax.scan(layer, x, ws)[0] ** 2).sum())(weights)
 
 
+@program(floats(3, 16, 16), X)
+def gradient_of_remat_in_remat(weights, x):
+    """A layer that is computed again whole, rows of which are computed again one by one."""
+
+    def layer(h, w):
+        row = jax.checkpoint(lambda r: jnp.tanh(r @ w), prevent_cse=False)
+        return h + lax.scan(lambda n, r: (n, row(r)), None, h)[1], None
+
+    again = jax.checkpoint(layer, prevent_cse=False)
+    return jax.value_and_grad(lambda ws: (lax.scan(again, x, ws)[0] ** 2).sum())(weights)
+
+
 @program(X, Y)
 def forward_and_second_derivatives(x, t):
     f = lambda x: jnp.sum(jnp.sin(x) * x)

@@ -1,0 +1,114 @@
+"""`wsejax audit`, `cost` and `trace`: what a program does on the fabric, what it would take, and when. Nothing is allocated or run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from wsejax.cost import cost, memory, timeline
+from wsejax.cost.timeline import TRACKS
+from wsejax.report import cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
+
+from .machine import changed
+from .output import Output, table
+from .programs import ProgramArguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit(ProgramArguments):
+    """Which operations of a program run on the fabric, what moves, and from which source line."""
+
+    json: bool = False
+    """Print one JSON document instead of tables."""
+
+    def run(self) -> Output:
+        asked, lowered = self.lowered()
+        audit = lowered.audit()
+        return Output({"program": asked.title, **audit.to_dict()}, (asked.title, audit))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnSystem(ProgramArguments):
+    """A program, and the machine that it is priced on."""
+
+    system: str = "cs3"
+    """Machine: cs1, cs2 or cs3."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=NUMBER")] = ()
+    """A field of the machine to change, such as link_bits=64; `wsejax specs` lists them."""
+
+
+def _as_data(errors: Mapping[str, tuple[float, str]]) -> list[dict[str, Any]]:
+    return [{"group": group, "share": share, "error": text} for group, (share, text) in errors.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost(OnSystem):
+    """What a program would take on a system: modelled time, energy and memory."""
+
+    execution: Literal["auto", "resident", "streamed"] = "auto"
+    """Weights held on the wafer, or streamed in during the run; auto: streamed if they do not fit."""
+    while_trips: int | None = None
+    """How often a loop of unknown length runs; left out: the price is a pair of bounds."""
+    lines: int = 15
+    """Rows of the table."""
+    memory_out: Path | None = None
+    """Picture of the bytes that each PE holds."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
+
+    def run(self) -> Output:
+        machine = changed(self.system, self.set)
+        asked, lowered = self.lowered()
+        priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
+        held = memory(lowered, machine)
+        errors = kernel_errors(priced)
+        data = {"program": asked.title, **priced.to_dict(), "model_errors": _as_data(errors), "memory": held.to_dict()}
+        parts = [asked.title, cost_table(priced, self.lines, errors_text(errors)), "", memory_table(held)]
+        if self.memory_out is not None:
+            plot_memory(held, self.memory_out)
+            data["memory_path"] = str(self.memory_out)
+            parts.append(f"memory map: {self.memory_out}")
+        return Output(data, parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace(OnSystem):
+    """Lay a modelled run of a program out over time, kernel by kernel, for ui.perfetto.dev or chrome://tracing."""
+
+    out: Path = Path("trace.json")
+    """Trace to write."""
+    picture: Path | None = None
+    """Picture of the tracks to write, such as trace.png."""
+    streamed: bool = False
+    """Weights stream in while the program runs."""
+    max_kernels: int = 20_000
+    """Kernels with events of their own; later ones only count."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def run(self) -> Output:
+        machine = changed(self.system, self.set)
+        asked, lowered = self.lowered()
+        run = timeline(lowered, machine, streamed=self.streamed, max_kernels=self.max_kernels)
+        run.save(self.out)
+        busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in TRACKS}
+        whole, errors = float(machine.seconds(run.cycles)), kernel_errors(cost(lowered, machine))
+        data = {
+            "modelled": True, "program": asked.title, "system": machine.name, "seconds": whole, "busy_seconds": busy,
+            "events": len(run.events), "kernels_left_out": run.left_out, "path": str(self.out),
+            "model_errors": _as_data(errors),
+        }  # fmt: skip
+        rows = [(track, f"{sum(e.track == track for e in run.events):,}", seconds_text(s), f"{s / whole:.1%}") for track, s in busy.items()]
+        head = f"{asked.title} on {machine.name}: modelled {seconds_text(whole)}; {errors_text(errors)}"
+        parts = [head, table(("track", "events", "busy, modelled", "of the run"), rows)]
+        if run.left_out:
+            parts.append(f"{run.left_out:,} later kernels have no events; --max-kernels shows more")
+        if self.picture is not None:
+            plot_timeline(run, self.picture)
+            data["picture_path"] = str(self.picture)
+        where = f"trace: {self.out}" + (f", picture: {self.picture}" if self.picture else "")
+        return Output(data, [*parts, where])

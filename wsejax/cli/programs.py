@@ -1,0 +1,231 @@
+"""The program that a command is about: a preset's train step or forward pass, a JSON of dimensions, or a function of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import wsejax
+from wsejax.compiler import Lowered, UnsupportedOpError, jit
+from wsejax.cost import LLM
+from wsejax.hardware import WSE3, Wafer
+
+DEFAULT_TOKENS = 4096  # of a sequence, where a model could read more
+_SHAPE = re.compile(r"\s*([A-Za-z]\w*)\s*\[([\d\s,]*)\]\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A function with the shapes of its arguments. `tokens` of one run, where it is a language model."""
+
+    title: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...] = ()
+    tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramArguments:
+    """Which program, on how many tiles."""
+
+    program: Annotated[str, tyro.conf.Positional]
+    """A model (tiny, small, or any that `wsejax fit` knows, such as llama-3-8b), a JSON file of dimensions, or a function as
+    module:function or file.py:function."""
+    arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DTYPE[SIZES]")] = ()
+    """Shape of an argument of a function, in order, such as float32[1024,1024]."""
+    donate: tuple[int, ...] = ()
+    """Arguments of a function that its results replace, by number; weights among them are trained."""
+    task: Literal["train", "forward"] = "train"
+    """Of a model: a train step (loss, gradients, clipping, AdamW), or the logits."""
+    batch: int = 8
+    """Sequences of a model's batch."""
+    seq: int | None = None
+    """Tokens of a sequence; the model's context, at most 4096, where it is left out."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of a model's weights and activations; tiny and small are float32."""
+    tiles: tuple[int, int] = (8, 8)
+    """Tiles (rows, columns) that layouts are chosen for."""
+    loose: bool = False
+    """Compute operations without a rule off the fabric, instead of an error."""
+
+    def asked(self) -> Asked:
+        """Raises ValueError, OSError or ImportError for what cannot be found or read."""
+        if ":" in self.program:
+            return _function(self.program, self.arg, self.donate)
+        if self.arg or self.donate:
+            raise ValueError("--arg and --donate are for module:function; a model has arguments of its own")
+        return _model(self)
+
+    def lowered(self) -> tuple[Asked, Lowered]:
+        """The program, planned on shapes alone.
+
+        Raises:
+          ValueError: it cannot be traced with these arguments, or has an operation that no rule is known for.
+        """
+        asked = self.asked()
+        wafer = Wafer(WSE3, tiles=self.tiles, devices=(1, 1))
+        try:
+            return asked, jit(asked.function, wafer, donate_argnums=asked.donated, strict=not self.loose, cache=False).lower(
+                *asked.arguments
+            )
+        except UnsupportedOpError as error:
+            raise ValueError(f"{asked.title}: {error}; --loose computes it off the fabric") from error
+        except (TypeError, ValueError, ZeroDivisionError, IndexError, KeyError, AttributeError) as error:
+            shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(asked.arguments)[:4])
+            raise ValueError(f"{asked.title} cannot be traced with ({shapes}, ...): {type(error).__name__}: {error}") from error
+
+
+def shape_of(text: str) -> jax.ShapeDtypeStruct:
+    """ "float32[8,16]" -> the shape and dtype of an array.
+
+    Raises:
+      ValueError: what is no dtype with sizes.
+    """
+    found = _SHAPE.fullmatch(text)
+    try:
+        dtype = jnp.dtype(found[1]) if found else None
+        sizes = tuple(int(n) for n in found[2].replace(" ", "").split(",") if n) if found else ()
+    except TypeError:
+        dtype = None
+    if dtype is None:
+        raise ValueError(f"--arg {text}: give a dtype and sizes, such as float32[1024,1024], int32[8] or bfloat16[]")
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _function(program: str, arg: tuple[str, ...], donate: tuple[int, ...]) -> Asked:
+    """A user's function; modules are looked for from the current folder on."""
+    where, _, name = program.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}: no such file; give file.py:function")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            module = importlib.import_module(where)
+        except (ImportError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{program}: cannot import {where!r} ({error}); start where it can be found, or give file.py:function"
+            ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        callables = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ValueError(f"{program}: {where} has no function {name!r}; it has {', '.join(callables[:12]) or 'none'}")
+    return Asked(program, function, tuple(map(shape_of, arg)), donate)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+def model_file(name: str) -> ModuleType:
+    """A file of the models: of `wsejax_models`, as it is installed, or of `models` in the checkout that this file is from.
+
+    Raises:
+      ModuleNotFoundError: neither is there.
+    """
+    try:
+        return importlib.import_module(f"wsejax_models.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "wsejax_models":
+            raise
+    beside = Path(next(iter(wsejax.__path__))).parent / "models" / "__init__.py"
+    found = importlib.util.find_spec("models")
+    if found is None or found.origin is None or not beside.is_file() or not Path(found.origin).samefile(beside):
+        raise ModuleNotFoundError("wsejax_models: the models are not installed; install wsejax, or start from its checkout")
+    return importlib.import_module(f"models.{name}")
+
+
+def dimensions(model: str) -> dict[str, Any]:
+    """Of a preset, or of a JSON file, with the keys of `LLM`.
+
+    Raises:
+      ValueError: an unknown preset, with those near it; a file that is no JSON object of dimensions.
+      OSError: a file that cannot be read.
+    """
+    if not model.endswith(".json"):
+        presets = model_file("presets")
+        try:
+            return dict(presets.find(model))
+        except ValueError as error:
+            raise ValueError(f"{error}. Known are {', '.join(presets.names())}") from None
+    if not Path(model).is_file():
+        raise FileNotFoundError(f"{model}: no such file; give a JSON file of dimensions, or a published model by its name")
+    try:
+        read = json.loads(Path(model).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{model}: is not JSON ({error})") from None
+    if not isinstance(read, Mapping):
+        raise ValueError(
+            f"{model}: holds {type(read).__name__}; give an object of dimensions, such as {{'layers': 32, 'width': 4096, ...}}"
+        )
+    return dict(read)
+
+
+def llm(model: str) -> LLM:
+    """The model's dimensions, checked."""
+    dims = dimensions(model)
+    dims.setdefault("name", Path(model).stem if model.endswith(".json") else model)
+    return LLM.from_dict(dims)
+
+
+def _model(by: ProgramArguments) -> Asked:
+    """A model's train step, or its forward pass, as shapes."""
+    from flax import nnx  # here, since most commands do without
+
+    from wsejax.training.state import split_model
+
+    gpt = model_file("gpt")
+    if by.program in gpt.PRESETS:
+        config = gpt.PRESETS[by.program]
+        build, longest = (lambda: gpt.GPT(config, rngs=nnx.Rngs(0))), config.context
+    else:
+        one = llm(by.program)
+        if not one.causal:
+            raise ValueError(f"{one.name}: is no decoder, and there is no other program to lower; `wsejax fit` and `compare` take it")
+        decoder = model_file("decoder")
+        dims = {k: v for k, v in dataclasses.asdict(one).items() if k not in ("name", "causal")}
+        config = decoder.DecoderConfig.of(dims, dtype=jnp.dtype(by.dtype))
+        build, longest = (lambda: decoder.Decoder(config, rngs=nnx.Rngs(0))), one.context
+    seq = min(longest, DEFAULT_TOKENS) if by.seq is None else by.seq
+    for name, value in (("batch", by.batch), ("seq", seq)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if seq > longest:
+        raise ValueError(f"--seq {seq}: {by.program} has a context of {longest}; give at most that")
+    apply, params = split_model(nnx.eval_shape(build))
+    tokens = jax.ShapeDtypeStruct((by.batch, seq), np.int32)
+    title = f"{by.program}, {by.batch} x {seq} tokens, {'train step' if by.task == 'train' else 'forward'}"
+    if by.task == "forward":
+        return Asked(title, apply, (params, tokens), (), by.batch * seq)
+    return _train_step(title, apply, params, tokens)
+
+
+def _train_step(title: str, apply: Callable[..., Any], params: Any, tokens: jax.ShapeDtypeStruct) -> Asked:
+    """AdamW with clipping, as `experiments.train` has it."""
+    import optax
+
+    from wsejax.training.state import init_train_state, make_train_step, next_token_loss
+
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-4, 100, 10_000)))
+    loss = lambda params, batch, key: next_token_loss(apply(params, batch["tokens"]), batch["targets"])
+    step = make_train_step(loss, optimiser, stochastic=False)
+    state = jax.eval_shape(lambda params: init_train_state(params, optimiser, seed=0), params)
+    return Asked(title, step, (state, {"tokens": tokens, "targets": tokens}), (0,), tokens.shape[0] * tokens.shape[1])
