@@ -1,5 +1,5 @@
 """Whole training steps, lowered from shapes and priced product by product, against the runs that ALCF published (user guides of its AI
-testbed, 2023 to 2025). One constant a generation is fitted: the share of its lanes that products keep busy (`hardware.system.GEMM_SHARE`)."""
+testbed, 2023 to 2025). One constant of each generation is fitted: what share of its lanes products keep busy (`GEMM_SHARE`)."""
 
 from __future__ import annotations
 
