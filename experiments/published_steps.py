@@ -66,7 +66,8 @@ def modelled(id: str, share: float | None = None) -> float:
 def fitted_share(ids: list[str]) -> float:
     """That with the least squares of log(modelled / published) over some runs of one generation."""
     miss = lambda share: sum(math.log(modelled(id, share) / RUNS[id].samples_per_second) ** 2 for id in ids)
-    return float(scipy.optimize.minimize_scalar(miss, bounds=(0.05, 1.0), method="bounded", options={"xatol": 1e-4}).x)
+    found: Any = scipy.optimize.minimize_scalar(miss, bounds=(0.05, 1.0), method="bounded", options={"xatol": 1e-4})
+    return float(found.x)
 
 
 def errors() -> dict[str, Any]:

@@ -20,7 +20,7 @@ class ModelError:
     held_out: bool
 
     def __str__(self) -> str:
-        how = "5-fold" if self.held_out else "in-sample"
+        how = ("5-fold" if self.points >= 5 else "each left out in turn") if self.held_out else "in-sample"
         return f"median error {self.median:.1%} ({how}) on {self.points} published points"
 
 

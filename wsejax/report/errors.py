@@ -43,6 +43,7 @@ def kernel_errors(cost: Cost) -> dict[str, tuple[float, str]]:
 
 
 def errors_text(errors: Mapping[str, tuple[float, str]]) -> str:
-    """Of `kernel_errors`: those that count. Errors of parts say little of a whole, and the sentence says so."""
+    """Of whole programs, where training steps of transformers are all that was published, and of `kernel_errors` those that count: errors
+    of parts say little of a whole."""
     parts = [f"{group} ({share:.0%} of the time) {text}" for group, (share, text) in errors.items() if share >= WORTH_NAMING]
-    return f"the whole was never measured, its parts were: {'; '.join(parts)}"
+    return f"whole training steps: {error_of('whole programs')}; parts: {'; '.join(parts)}"
