@@ -29,7 +29,28 @@ from wsejax.compiler import (
     wafer_map,
     with_layout,
 )
-from wsejax.cost import LLM, Cost, Memory, Timeline, UnknownTripsError, cost, memory, timeline
+from wsejax.cost import (
+    LLM,
+    Comparison,
+    Cost,
+    Deployment,
+    Fit,
+    Memory,
+    Served,
+    Timeline,
+    UnknownTripsError,
+    Validation,
+    Workload,
+    compare,
+    cost,
+    deploy,
+    fits,
+    memory,
+    model_error,
+    serve,
+    timeline,
+    validate,
+)
 from wsejax.hardware import (
     CS1,
     CS2,
@@ -50,13 +71,14 @@ from wsejax.hardware import (
     system,
 )
 from wsejax.kernels import pe
-from wsejax.report import plot_memory, plot_timeline, plot_traffic, plot_wafer
+from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
 
 __all__ = [
-    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Cost",
-    "DefectMap", "Exported", "FabricError", "HloReport", "LoadedFunction", "Lowered", "Memory", "Op", "Program", "Remap", "Routes", "Step",
-    "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Wafer", "WaferFunction",
-    "WaferSpec", "attention", "audit", "check_hlo", "cost", "fabric", "jit", "load_exported", "memory", "pe", "plot_memory",
-    "plot_timeline", "plot_traffic", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "static_routes", "system", "timeline",
-    "traffic", "wafer_map", "with_layout",
+    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Comparison", "Compiled",
+    "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport", "LoadedFunction", "Lowered", "Memory",
+    "Op", "Program", "Remap", "Routes", "Served", "Step", "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError",
+    "UnusableWaferError", "Validation", "Wafer", "WaferFunction", "WaferSpec", "Workload", "attention", "audit", "check_hlo", "compare",
+    "cost", "deploy", "fabric", "fits", "jit", "load_exported", "memory", "model_error", "pe", "plot_breakdown", "plot_memory",
+    "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve",
+    "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import LOG, CacheInfo, Entry
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.export import Exported, export
+from wsejax.compiler.ir import Value
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Program
 from wsejax.compiler.work import weights_of
@@ -54,6 +55,13 @@ class Lowered:
         """Of arguments and results: those in the cache, so that a hit is not planned, else those of the plan."""
         return self._entry.layouts() if self._entry is not None and self._entry.found else (self.plan.ins, self.plan.outs)
 
+    @functools.cached_property
+    def weights(self) -> tuple[Value, ...]:
+        """The floating-point arguments that products or tables read; where arguments are donated (a training state), those among them."""
+        given_away = {self.plan.graph.ins[n] for n in self._given_away}
+        found = weights_of(self.plan.graph)
+        return tuple(v for v in found if v in given_away) or tuple(found)
+
     @property
     def donated(self) -> tuple[int, ...]:
         """Numbers of the flat arguments that are given away."""
@@ -70,7 +78,7 @@ class Lowered:
         """What happens on the fabric, as data."""
         plan = self.plan
         layout = dict(zip(plan.graph.ins, plan.ins, strict=True))
-        weights = tuple(Array.of(v, layout[v]) for v in weights_of(plan.graph))
+        weights = tuple(Array.of(v, layout[v]) for v in self.weights)
         state_bytes = sum(plan.graph.ins[n].size_bytes for n in self._given_away)
         return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes)
 

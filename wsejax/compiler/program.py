@@ -90,7 +90,8 @@ class Call:
 class Program:
     """All work in the order of the walk; `local_ops` counts the equations that need no fabric.
 
-    `weights` are the floating-point arguments that products or tables read, `state_bytes` the bytes of all arguments that are donated.
+    `weights` are the floating-point arguments that products or tables read (of those that are donated, if any is), `state_bytes` the bytes
+    of all arguments that are donated.
     """
 
     calls: tuple[Call, ...]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wsejax.compiler import Lowered
 from wsejax.hardware import System
 from wsejax.hardware.system import SYSTEMS, system
 
@@ -174,9 +175,10 @@ def _program_row(work: Workload, one: Cost, rate: float) -> Row:
 
 
 def compare(
-    work: Workload,
+    work: Workload | Lowered,
     systems: Sequence[Machine] = ("cs3", "8xh100"),
     *,
+    tokens: int | None = None,
     dollars_per_hour: Mapping[str, float] | None = None,
     plans: Mapping[str, Plan] | None = None,
     streaming: Streaming | None = None,
@@ -185,8 +187,9 @@ def compare(
     """The same step on each machine.
 
     Args:
-      work: of one training step, `Workload.of_llm(...)` or its numbers.
+      work: of one training step: a lowered program, `Workload.of_llm(...)`, or its numbers.
       systems: presets by name ("cs3", "16xcs3", "64xh100"), a `System`, `Wafers`, a `Cluster`, or what `wse.cost` gave for the program.
+      tokens: of one run, where `work` is a lowered program.
       dollars_per_hour: of the whole machine, by the name in its row or by what was asked for; presets have assumptions.
       plans: of clusters, likewise; else the fastest whose memory suffices.
       streaming: constants of weight streaming, fitted ones by default.
@@ -196,6 +199,10 @@ def compare(
       ValueError: nothing to compare, an unknown preset, or a rate that is negative. A machine that cannot hold the step is left out, with
         its reason, unless it is the only one.
     """
+    if isinstance(work, Lowered):
+        if tokens is None:
+            raise ValueError("tokens=None: a program does not say how many tokens (or samples) a run is; give them")
+        work = Workload.of_program(work, float(tokens))
     if not systems:
         raise ValueError(f"systems={systems!r}: name at least one machine")
     rates, asked_plans = dict(dollars_per_hour or {}), dict(plans or {})

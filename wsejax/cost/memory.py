@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from wsejax.compiler import Graph, Layouts, Lowered, Op, Value, weights_of
+from wsejax.compiler import Graph, Layouts, Lowered, Op, Value
 from wsejax.compiler.ir import scan_split
 from wsejax.compiler.work import FREE
 from wsejax.hardware import CS3, System
@@ -122,7 +122,7 @@ def memory(lowered: Lowered, system: System = CS3) -> Memory:
     """
     plan, chosen = lowered.plan, lowered.chosen
     graph = plan.graph
-    weights = set(weights_of(graph))
+    weights = set(lowered.weights)
     given_away = {graph.ins[n] for n in lowered.donated}
     kind = {v: "weights" if v in weights else "state" if v in given_away else "inputs" for v in graph.ins}
     shapes = {tuple(sorted(shape)) for v in weights for shape in (v.shape, v.shape[1:]) if shape}  # a product may make the transpose

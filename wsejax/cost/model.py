@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsejax.compiler import Call, Loop, Lowered, Program
+from wsejax.cost.errors import model_error
 from wsejax.hardware import CS3, System
 from wsejax.kernels.price import Price, most
 from wsejax.kernels.work import Work
@@ -122,6 +123,19 @@ class Cost:
             "achieved_flops_per_second": p.flops / self.step_seconds if self.step_seconds else 0.0,
             "roof": lowest,
         }
+
+    def __str__(self) -> str:
+        most = (
+            ""
+            if self.most_cycles == self.price.cycles
+            else " or more"
+            if math.isinf(self.most_cycles)
+            else f" to {self.most_step_seconds:.4g} s"
+        )
+        return (
+            f"modelled step on {self.system.name}, {self.execution}: {self.step_seconds:.4g} s{most}, {self.mfu:.1%} of the dense peak, "
+            f"{self.joules:.4g} J (whole training steps: {model_error('whole programs')})"
+        )
 
     def by_kernel(self) -> dict[str, Price]:
         return _grouped(self.lines, lambda line: line.kernel)

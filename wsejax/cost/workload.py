@@ -52,9 +52,9 @@ class Workload:
     def of_program(cls, program: Lowered | Program, tokens: float, name: str = "program") -> Workload:
         """A step of any program that was lowered: the flops of its operations without padding, its weights, and its state.
 
-        Weights are the floating-point arguments that products or tables read, so inputs are among them; what is donated is state, and
-        gradients are as large as the weights where there is any. Loops of unknown length count once. Activations that a machine with
-        memory outside its chips would keep are not known from the wafer's program and count as none.
+        Weights are the floating-point arguments that products or tables read, of those that are donated if any is; what is donated is
+        state, and gradients are as large as the weights where there is any. Loops of unknown length count once. Activations that a machine
+        with memory outside its chips would keep are not known from the wafer's program and count as none.
 
         Raises:
           ValueError: no tokens, or a program without weights or flops.
