@@ -137,7 +137,7 @@ def study(name: str, settings: Settings, console: Console) -> dict[str, Any]:
     console.print(
         f"{name}: shapes to data in {shaped:.1f} s; {settings.designs:,} designs in {elapsed:.2f} s of this host after compiling; "
         f"{len(best):,} on the front; CS-3 modelled at {tokens / float(own.seconds):,.0f} tokens/s, {float(own.micro_batches):.0f} "
-        f"micro-batches; d seconds / d link bits = {float(by_link):.3g}",
+        f"micro-batches; d seconds / d link bits = {float(by_link):.3g}; whole training steps: {wse.model_error('whole programs')}",
         highlight=False,
     )
     sample = np.random.default_rng(0).choice(settings.designs, min(5000, settings.designs), replace=False)

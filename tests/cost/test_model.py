@@ -184,13 +184,39 @@ def test_it_reads_as_a_report() -> None:
     assert 0 < data["mfu"] < 1 and 0 < data["utilisation"] <= 1
     assert sum(p.cycles for p in cost.by_source().values()) == pytest.approx(cost.price.cycles)
     assert sum(p.cycles for p in cost.by_kernel().values()) == pytest.approx(cost.price.cycles)
-    shares = [share for _, share in cost.critical_path(1000)]
+    shares = [share for _, share in cost.costliest(1000)]
     assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
     assert cost.watts == pytest.approx(cost.joules / cost.step_seconds)
     with pytest.raises(ValueError, match="execution='fast'"):
         wse.cost(train(), execution="fast")
     with pytest.raises(ValueError, match="tokens=0"):
         wse.cost(train(), tokens=0)
+
+
+def test_the_critical_path_is_the_longest_chain() -> None:
+    """Two chains of products that meet: the longer one and the last product are on the path. A loop is its trips."""
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    one = wse.cost(lower(lambda x: x @ x, x)).price.cycles
+
+    def f(x):
+        a = jnp.sin(x) @ x
+        b = x @ x @ x @ x
+        return a @ b
+
+    cost = wse.cost(lower(f, x))
+    assert cost.critical_cycles == pytest.approx(4 * one)
+    assert sum(cost.critical.values()) == pytest.approx(4 * one)
+    assert one < cost.price.cycles - cost.critical_cycles < 2 * one  # the other chain: a sine and a product
+
+    looped = lambda x: jax.lax.scan(lambda c, _: (c @ x, x @ x), x, None, length=5)[0]
+    cost = wse.cost(lower(looped, x))
+    assert cost.critical_cycles == pytest.approx(5 * one)
+    assert cost.price.cycles == pytest.approx(10 * one)
+    whole = wse.cost(train())
+    assert sum(whole.critical.values()) == pytest.approx(whole.critical_cycles)
+    assert 0.3 * whole.price.cycles < whole.critical_cycles < 0.9 * whole.price.cycles  # weights' gradients wait for nobody
+    sources = [source for _, source in whole.critical]
+    assert any("step" in s for s in sources) and any("attend" in s for s in sources)
 
 
 def test_405b_from_shapes() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
+import wsejax as wse
 from wsejax.hardware import CS2, CS3
+from wsejax.kernels.price import Price
 from wsejax.kernels.work import Elementwise, Gather, Product, Reduction, Shift, Window
 
 sizes = st.integers(1, 300_000)
@@ -65,3 +69,13 @@ def test_stencils_do_not_depend_on_the_number_of_pes() -> None:
     """A halo of one element, with as many cells a PE: neighbours only."""
     cycles = [Window("x", 100 * n, 1, 4 * 100 * n, True).price(CS3.replace(rows=float(n), cols=float(n))).cycles for n in (4, 40, 400)]
     assert cycles == pytest.approx(cycles[:1] * 3)
+
+
+def test_a_gather_moves_what_the_emulation_moves() -> None:
+    """On a grid of as many PEs as tiles, the bytes that the priced ring takes are those counted in the program."""
+    x = jax.ShapeDtypeStruct((64, 128), jnp.float32)
+    wafer = wse.Wafer(wse.WSE3, tiles=(4, 4), devices=(1, 1))
+    moved = wse.jit(lambda x: wse.with_layout(wse.with_layout(x, P("y", "x")) + 1.0, P(None, "x")), wafer).lower(x).program
+    (call,) = [c for c in moved.calls if c.kind == "relayout" and c.primitive != "result"]
+    price = sum((w.price(CS3.replace(rows=4.0, cols=4.0)) for w in call.work), Price())
+    assert price.byte_hops == call.byte_hops > 0

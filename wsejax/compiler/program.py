@@ -12,16 +12,18 @@ from wsejax.kernels.work import Work
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Shape, dtype and layout of an operand or result."""
+    """Shape, dtype and layout of an operand or result. `number` tells values of a program apart: what a call reads, an earlier one with
+    that number among its results has made. A loop's body has the numbers of what goes in and comes out."""
 
     shape: tuple[int, ...]
     dtype: str
     layout: Layout
     size_bytes: int
+    number: int = dataclasses.field(default=-1, compare=False)
 
     @classmethod
-    def of(cls, value: Value, layout: Layout) -> Array:
-        return cls(value.shape, str(value.dtype), layout, value.size_bytes)
+    def of(cls, value: Value, layout: Layout, number: int = -1) -> Array:
+        return cls(value.shape, str(value.dtype), layout, value.size_bytes, number)
 
     def __str__(self) -> str:
         dims = ",".join(f"{n}/{a}" if a else str(n) for n, a in zip(self.shape, self.layout, strict=True))

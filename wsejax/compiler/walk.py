@@ -47,6 +47,14 @@ class Context:
     strict: bool
     reduction: str = "chain"
     accumulate: str = "float32"
+    numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
+
+    def number(self, value: Value) -> int:
+        return self.numbers.setdefault(value, len(self.numbers))
+
+    def alias(self, values: Sequence[Value], others: Sequence[Value]) -> None:
+        """`values` are called what `others` are."""
+        self.numbers.update((value, self.number(other)) for value, other in zip(values, others, strict=False))
 
     @property
     def steady(self) -> bool:
@@ -71,8 +79,8 @@ class Context:
             kind,
             op.name,
             kernel,
-            tuple(Array.of(v, lay) for v, lay in zip(op.ins, ins, strict=True)),
-            tuple(Array.of(v, lay) for v, lay in zip(op.outs, outs, strict=True)),
+            tuple(Array.of(v, lay, self.number(v)) for v, lay in zip(op.ins, ins, strict=True)),
+            tuple(Array.of(v, lay, self.number(v)) for v, lay in zip(op.outs, outs, strict=True)),
             op.source,
             **numbers,
         )
@@ -140,13 +148,21 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
         hops = byte_hops(value.shape, itemsize_bytes(value.dtype), src, dst, ctx.tiles)
         # what makes results ordinary arrays ends the emulation; on the wafer they stay where they are
         work = () if primitive == "result" else moves_of(value, src, dst)
-        calls.append(Call("relayout", primitive, "relayout", (Array.of(value, src),), (Array.of(value, dst),), source, hops, work=work))
+        before, after = (Array.of(value, lay, ctx.number(value)) for lay in (src, dst))
+        calls.append(Call("relayout", primitive, "relayout", (before,), (after,), source, hops, work=work))
 
     for op in graph.ops:
+        if op.name == "scan":
+            ctx.alias(op.bodies[0].ins, op.ins)
         step = _step(op, ctx)
         for value, want in zip(op.ins, step.ins, strict=True):
             record_move(value, have.get(value, whole(value)), want, op.name, op.source)
-        calls += _with_work(op, step, ctx)
+        with_work = _with_work(op, step, ctx)
+        if op.name == "scan":
+            ctx.alias(op.outs, op.bodies[0].outs)
+        elif not with_work and op.ins:  # nothing is done: the result is a view
+            ctx.alias(op.outs, [max(op.ins, key=lambda v: v.size_bytes)] * len(op.outs))
+        calls += with_work
         local += all(c.kind == "local" for c in step.calls)
         keep = [ctx.layouts[v] for v in op.outs]
         for value, got, chosen in zip(op.outs, step.outs, keep, strict=True):

@@ -18,6 +18,7 @@ import numpy as np
 
 from wsejax.compiler import Call, Loop, Lowered, Program
 from wsejax.cost.errors import model_error
+from wsejax.cost.path import critical_path
 from wsejax.hardware import CS3, System
 from wsejax.kernels.price import Price, most
 from wsejax.kernels.work import Work
@@ -57,6 +58,9 @@ class Cost:
       most_cycles: the most it can be; infinite if a loop may run for ever.
       execution: "resident", or "streamed": weights come from outside during the run, and gradients leave.
       io_seconds: that streaming takes, the busier direction of the link; 0 if resident.
+      critical_cycles: of the longest chain of kernels that wait for one another: what is left if all others ran beside it on PEs of their
+        own. Loops of unknown length count for nothing.
+      critical: the chain, as cycles by kernel and source line, in order.
       tokens: of one run, if they were given.
     """
 
@@ -66,6 +70,8 @@ class Cost:
     most_cycles: float
     execution: str
     io_seconds: float
+    critical_cycles: float
+    critical: Mapping[tuple[str, str], float]
     tokens: int | None = None
 
     @property
@@ -143,8 +149,8 @@ class Cost:
     def by_source(self) -> dict[str, Price]:
         return _grouped(self.lines, lambda line: line.source)
 
-    def critical_path(self, count: int = 10) -> list[tuple[Line, float]]:
-        """The lines that take longest, with their share of the cycles: the wafer does one after the other, so all are on the path."""
+    def costliest(self, count: int = 10) -> list[tuple[Line, float]]:
+        """The lines that take longest, with their share of the cycles."""
         total = self.price.cycles or 1.0
         longest = sorted((line for line in self.lines if line.count is not None), key=lambda line: -line.price.cycles)
         return [(line, line.price.cycles / total) for line in longest[:count]]
@@ -168,6 +174,8 @@ class Cost:
             "utilisation": float(self.utilisation),
             "roofline": {k: v if isinstance(v, str) else finite(v) for k, v in self.roofline.items()},
             "price": as_dict(self.price),
+            "critical_cycles": float(self.critical_cycles),
+            "critical_path": [{"kernel": k, "source": source, "cycles": float(n)} for (k, source), n in self.critical.items()],
             "lines": [
                 {**{n: getattr(line, n) for n in ("kind", "primitive", "kernel", "source", "count", "bound")}, **as_dict(line.price)}
                 for line in self.lines
@@ -220,11 +228,14 @@ def cost(
     memo: dict[Any, Price] = {}
     groups: dict[Any, list[tuple[Call, Price]]] = collections.defaultdict(list)
     priced: list[tuple[Call, Price]] = []
+    once: list[tuple[Call, float]] = []
     for call in calls:
         if not call.work:
+            once.append((call, 0.0))
             continue
         key = (call.kind == "unsharded", call.work)
         one = memo[key] if key in memo else memo.setdefault(key, price_of(call, system))
+        once.append((call, 0.0 if call.under else float(one.cycles)))
         priced.append((call, one * call.trips))
         groups[call.kind, call.primitive, call.kernel, call.source, bool(call.under)].append(priced[-1])
     lines = tuple(
@@ -234,7 +245,8 @@ def cost(
     low, high = _bounds(priced)
     if execution == "auto":
         execution = "resident" if program.weight_bytes + program.state_bytes <= float(np.min(system.sram_bytes)) else "streamed"
-    return Cost(system, lines, low, high, execution, stream_seconds(program, system) if execution == "streamed" else 0.0, tokens)
+    streaming = stream_seconds(program, system) if execution == "streamed" else 0.0
+    return Cost(system, lines, low, high, execution, streaming, *critical_path(once), tokens)
 
 
 def stream_seconds(program: Program, system: System) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wsejax.compiler import Call, Lowered, Program
+from wsejax.cost.errors import model_error
 from wsejax.cost.model import UnknownTripsError, price_of, stream_seconds
 from wsejax.hardware import CS3, System
 from wsejax.kernels.price import Price
@@ -62,7 +63,8 @@ class Timeline:
             }
             for e in self.events
         ]
-        return {"displayTimeUnit": "ns", "traceEvents": names + events, "otherData": {"modelled": True, "kernels left out": self.left_out}}
+        other = {"modelled": True, "error": f"whole training steps: {model_error('whole programs')}", "kernels left out": self.left_out}
+        return {"displayTimeUnit": "ns", "traceEvents": names + events, "otherData": other}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace as JSON, whole or not at all."""

@@ -68,7 +68,7 @@ class System:
     io_latency_seconds: Any
     idle_watts: Any  # of the whole system, doing nothing
     peak_watts: Any
-    joules_per_flop: Any  # above idle, 16-bit; twice that for 32-bit
+    joules_per_flop: Any  # above idle
     joules_per_sram_byte: Any
     joules_per_link_byte: Any  # of one hop
     area_mm2: Any

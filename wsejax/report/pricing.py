@@ -11,6 +11,7 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
+from ..cost.errors import model_error
 from ..cost.memory import Memory
 from ..cost.model import Cost
 from ..cost.timeline import TRACKS, Timeline
@@ -51,6 +52,9 @@ def cost_table(cost: Cost, lines: int = 15, error: str = "") -> rich.console.Gro
         f"modelled roofline: {roof['flops_per_sram_byte']:.3g} flops an SRAM byte, {roof['flops_per_link_byte']:.3g} a link byte; the "
         f"lowest roof is {roof['roof']}",
     ]
+    if cost.critical_cycles < cost.price.cycles:
+        longest = seconds_text(cost.system.seconds(cost.critical_cycles))
+        head.append(f"modelled critical path: {longest}, were all that does not wait for it done beside it")
     if cost.io_seconds:
         head.append(
             f"modelled streaming of weights: {seconds_text(cost.io_seconds)} beside {seconds_text(cost.compute_seconds)} of the wafer"
@@ -58,7 +62,7 @@ def cost_table(cost: Cost, lines: int = 15, error: str = "") -> rich.console.Gro
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("share", "modelled", "kernel", "count", "bound by", "flops", "bytes x hops", "source"):
         table.add_column(name, justify="left" if name in ("kernel", "bound by", "source") else "right", overflow="fold")
-    for line, share in cost.critical_path(lines):
+    for line, share in cost.costliest(lines):
         p = line.price
         cells = (
             f"{share:.1%}", seconds_text(cost.system.seconds(p.cycles)), line.kernel, str(line.count), line.bound, f"{p.flops:.3g}",
@@ -111,6 +115,7 @@ def plot_timeline(timeline: Timeline, path: str | os.PathLike[str]) -> Figure:
     axes.set_yticks(range(len(TRACKS)), TRACKS)
     axes.invert_yaxis()
     left = f", {timeline.left_out:,} later kernels not drawn" if timeline.left_out else ""
-    axes.set(xlabel="modelled milliseconds", title=f"Modelled run on {timeline.system.name}{left}", xlim=(0, timeline.cycles * scale or 1))
+    error = f"modelled milliseconds (whole training steps: {model_error('whole programs')})"
+    axes.set(xlabel=error, title=f"Modelled run on {timeline.system.name}{left}", xlim=(0, timeline.cycles * scale or 1))
     axes.grid(axis="x", alpha=0.3)
     return _save(figure, path)

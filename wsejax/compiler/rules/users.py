@@ -41,7 +41,11 @@ def wafer_map(op: Op, ctx: Context) -> Step:
     outs = [as_layout(spec, v.ndim, "out_specs") for spec, v in zip(kernel.out_specs, op.outs, strict=True)]
     blocks = read_blocks(closed, tuple(_SHIFTS))
     inside = [] if blocks is None else _inside(blocks, kernel)
-    return Step(ins, outs, kernel.f, [ctx.call("kernel", kernel.name, op, ins, outs, byte_hops=hops), *inside])
+    call = ctx.call("kernel", kernel.name, op, ins, outs, byte_hops=hops)
+    if inside:  # the first waits for what the kernel reads, the last has made its results
+        inside[0] = dataclasses.replace(inside[0], ins=(*inside[0].ins, *call.ins))
+        inside[-1] = dataclasses.replace(inside[-1], outs=call.outs)
+    return Step(ins, outs, kernel.f, [call, *inside])
 
 
 def _inside(graph: Graph, kernel: Kernel) -> list[Call]:
