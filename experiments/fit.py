@@ -14,10 +14,10 @@ from typing import Any
 import tyro
 
 from experiments import published_steps
-from wsejax.cost import validate
+from wsejax.cost import validation
 from wsejax.cost.table import load_points, published
 
-SHIPPED = Path(validate.__file__).with_name("fitted.json")
+SHIPPED = Path(validation.__file__).with_name("fitted.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Settings:
 def fitted(settings: Settings) -> dict[str, Any]:
     """For each group: constants, those of the folds, the points they were fitted to, and errors."""
     points = published() if settings.points is None else load_points(settings.points)
-    fits = validate.fit_all(points)
-    found = {g.name: g for g in validate.validate(points, fits).groups}
+    fits = validation.fit_all(points)
+    found = {g.name: g for g in validation.validate(points, fits).groups}
     out = {}
     for name, one in fits.items():
         errors = found.get(name)

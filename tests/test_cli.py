@@ -20,7 +20,7 @@ from wsejax.cli.programs import ProgramArguments, shape_of
 from wsejax.cost.compare import compare
 from wsejax.cost.estimate import fits
 from wsejax.cost.table import published
-from wsejax.cost.validate import validate
+from wsejax.cost.validation import validate
 from wsejax.cost.workload import Workload
 from wsejax.hardware import SYSTEMS
 

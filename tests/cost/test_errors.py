@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsejax.cost import validate as V
+from wsejax.cost import validation as V
 from wsejax.cost.errors import constants, model_error
 
 

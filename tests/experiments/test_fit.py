@@ -6,7 +6,7 @@ import json
 
 from experiments.fit import Settings, main
 from wsejax.cost.table import published
-from wsejax.cost.validate import claimant
+from wsejax.cost.validation import claimant
 
 
 def test_it_writes_constants_folds_and_errors(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 import wsejax as wse
 from wsejax.cost.errors import model_error
-from wsejax.cost.validate import groups
+from wsejax.cost.validation import groups
 from wsejax.report.errors import KERNELS, error_of, errors_text, kernel_errors
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from wsejax.cost.table import published
-from wsejax.cost.validate import Validation, validate
+from wsejax.cost.validation import Validation, validate
 from wsejax.report import plot_validation, validation_table
 
 

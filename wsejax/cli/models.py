@@ -11,7 +11,7 @@ import tyro
 from wsejax.cost.compare import compare
 from wsejax.cost.estimate import fits
 from wsejax.cost.table import load_points
-from wsejax.cost.validate import validate
+from wsejax.cost.validation import validate
 from wsejax.cost.workload import Workload
 from wsejax.report import comparison_table, error_of, plot_breakdown, plot_validation, validation_table
 

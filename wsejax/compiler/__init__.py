@@ -12,13 +12,13 @@ from wsejax.compiler.jit import WaferFunction, audit, jit
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
-from wsejax.compiler.program import Call, Loop, Program
+from wsejax.compiler.program import Call, Loop, Program, Unknown
 from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
 from wsejax.compiler.work import weights_of
 
 __all__ = [
     "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "Graph", "HloReport", "Layouts",
-    "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "UnsupportedOpError", "Value", "WaferFunction", "attention",
-    "audit", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
+    "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown", "UnsupportedOpError", "Value", "WaferFunction",
+    "attention", "audit", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
 ]  # fmt: skip

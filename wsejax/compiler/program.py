@@ -32,11 +32,21 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop of known length."""
+    """A loop of known length. `number` tells loops of one source line apart."""
 
     source: str
     length: int
-    reverse: bool = False
+    number: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """A loop or branch of which only the run knows how often it is entered: a `while`, or number `branch` of the `branches` of a `cond`."""
+
+    source: str
+    number: int = -1  # tells those of one source line apart
+    branch: int = -1
+    branches: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Call:
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
     same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False) or "local" (every
     block has what it needs). `loops` are those around it whose length is known, from the outside in, and `trips` their product; `under`
-    names those of unknown length: (source of a `while`, -1), or (source of a `cond`, number of the branch). `byte_hops` counts bytes
+    names those of unknown length, and branches. `byte_hops` counts bytes
     times hops of one trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
 
@@ -59,7 +69,7 @@ class Call:
     byte_hops: int = 0
     flops: int = 0
     loops: tuple[Loop, ...] = ()
-    under: tuple[tuple[str, int], ...] = ()
+    under: tuple[Unknown, ...] = ()
     work: tuple[Work, ...] = ()
 
     def looped(self, loop: Loop) -> Call:
@@ -70,9 +80,9 @@ class Call:
     def trips(self) -> int:
         return math.prod(loop.length for loop in self.loops)
 
-    def inside(self, source: str, branch: int = -1) -> Call:
+    def inside(self, unknown: Unknown) -> Call:
         """The call inside a `while`, or a branch of a `cond`."""
-        return dataclasses.replace(self, under=((source, branch), *self.under))
+        return dataclasses.replace(self, under=(unknown, *self.under))
 
     @property
     def count(self) -> int | None:

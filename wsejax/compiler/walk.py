@@ -17,9 +17,10 @@ from jax import lax
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
-from wsejax.compiler.work import flops_of, moves_of, work_of
+from wsejax.compiler.work import flops_of, moved_of, moves_of, work_of
 from wsejax.kernels.reduce import Partial, combine
 from wsejax.kernels.relayout import Layout, block_shape, byte_hops, relayout, steps
+from wsejax.kernels.work import Alone, Gather, Product, Reduction, Window
 
 
 @dataclasses.dataclass
@@ -183,6 +184,12 @@ def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:
     work = work_of(op, step.ins, step.outs, ctx.reduction)
     if not step.calls and not work:
         return []
+    if calls[0].kind == "unsharded":
+        work = tuple(Alone(w) for w in work)
+    elif (
+        calls[0].kind == "kernel" and op.name != "wafer_map" and not any(isinstance(w, Product | Reduction | Gather | Window) for w in work)
+    ):
+        work += moved_of(op, step.ins, step.outs, calls[0].byte_hops)
     flops = calls[0].flops if op.name in ("ring_attention", "ring_attention_gradient", "wafer_map") else flops_of(op)
     return [dataclasses.replace(calls[0], work=(*calls[0].work, *work), flops=flops), *calls[1:]]
 

@@ -2,7 +2,8 @@
 
 Rules say how blocks are computed; this says how much there is to compute and to move, in the same words for every machine. Floating-point
 operations are counted as `jax.experimental.roofline` counts them: one for each element of an element-wise result, two for each term of a
-product, n - 1 for a reduction of n.
+product or window that is not padding, n - 1 for a reduction of n. That knows fewer primitives (not tanh, pow, a maximum or a running sum,
+and of a scan one trip): they count here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wsejax.compiler.ir import Graph, Op, Value, itemsize_bytes
 from wsejax.kernels.relayout import Layout, steps
@@ -39,7 +41,7 @@ REDUCTIONS = {
     "approx_top_k",
 }  # fmt: skip
 RUNNING = {"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"}
-# flops / n^3 of a factorisation, as LAPACK's users' guide counts them; those that iterate are typical
+# flops / (rows x columns x shorter side) of a factorisation, as LAPACK's users' guide counts them for squares; those that iterate: typical
 MATRICES = {
     "cholesky": 1 / 3, "lu": 2 / 3, "qr": 4 / 3, "householder_product": 4 / 3, "eigh": 9.0, "eig": 25.0, "schur": 25.0, "svd": 22.0,
     "hessenberg": 10 / 3, "tridiagonal": 4 / 3, "triangular_solve": 1.0,
@@ -52,7 +54,7 @@ def flops_of(op: Op) -> int:
     if op.name == "dot_general":
         return _product(op, (), (), ()).flops
     if op.name == "conv_general_dilated":
-        return _convolution(op, ()).flops
+        return _convolution(op).flops
     if op.name in REDUCTIONS:
         return max(0, math.prod(op.ins[0].shape) - out)
     if op.name in RUNNING or (op.name.startswith("scatter") and op.name != "scatter"):
@@ -62,7 +64,7 @@ def flops_of(op: Op) -> int:
     if op.name == "fft":
         return int(5 * out * math.log2(max(2, math.prod(op.params["fft_lengths"]))))
     if op.name in MATRICES:
-        return int(MATRICES[op.name] * math.prod(op.ins[0].shape) * op.ins[0].shape[-1])
+        return round(MATRICES[op.name] * math.prod(_sides(op)) * _matrices(op))
     if op.name.startswith(("reduce_window", "select_and")):
         return out * math.prod(op.params.get("window_dimensions", ()))
     if op.name in FREE or op.name in COPIES or op.name.startswith(("random", "threefry", "rng")):
@@ -80,19 +82,18 @@ def work_of(op: Op, ins: Sequence[Layout], outs: Sequence[Layout], topology: str
         product = _product(op, ins[0], ins[1], outs[0])
         return (product,) if product.count * product.m * product.k * product.n else ()
     if op.name == "conv_general_dilated":
-        product = _convolution(op, outs[0])
+        product = _convolution(op)
         return (product,) if product.flops else ()
     if op.name in MATRICES:
         return (_factorisation(op),)
     found: list[Work] = [_elementwise(op)]
     x, lay = (op.ins[0], ins[0]) if op.ins else (op.outs[0], outs[0])
     if op.name in REDUCTIONS or op.name in RUNNING:
-        found += _lines(op, x, lay, outs[0], topology)
-    elif op.name == "gather" or op.name in ("take_rows",):
-        axes = {a for d, a in enumerate(lay) if a and a not in outs[0]}
-        rows = op.outs[0]
-        extent = lambda axis: max(n for n, a in zip(x.shape, lay, strict=True) if a == axis)
-        found += [_combined(a, extent(a), rows, outs[0], topology) for a in sorted(axes)]
+        found += _lines(op, x, lay, topology)
+    elif op.name == "gather":  # rows come from wherever in the table they lie
+        dn = op.params["dimension_numbers"]
+        cut = [(str(lay[d]), x.shape[d]) for d in (*dn.start_index_map, *dn.operand_batching_dims) if lay[d]]
+        found += [Reduction(axis, n, math.prod(op.outs[0].shape), _width(x), topology) for axis, n in cut]
     elif op.name in ("slice", "pad", "concatenate"):
         found += _windows(op, outs[0])
     return tuple(found)
@@ -103,18 +104,36 @@ def moves_of(value: Value, src: Layout, dst: Layout) -> tuple[Work, ...]:
     found, now = [], list(src)
     for step in steps(src, dst):
         if step.what != "slice":
-            split = any(a and a != step.axis for a in now)
-            found.append(Gather(step.axis, value.shape[step.dim], value.size_bytes, split))
+            found.append(Gather(step.axis, value.shape[step.dim], value.size_bytes))
         now[step.dim] = {"slice": step.axis, "gather": None, "exchange": step.to}[step.what]
     return tuple(found)
 
 
 def _factorisation(op: Op) -> Product:
     """As a product of the same size with as many operations: blocked algorithms are made of products."""
+    rows, cols, terms = _sides(op)
+    return Product(rows, max(1, round(MATRICES[op.name] * terms / 2)), cols, _width(op.ins[0]), _matrices(op), terms=flops_of(op) // 2)
+
+
+def _sides(op: Op) -> tuple[int, int, int]:
+    """Of one matrix: rows, columns, and the shorter of them; of a solve: rows, right-hand sides, rows."""
     x = op.ins[0]
-    rows, cols = x.shape[-2:] if x.ndim > 1 else (1, x.shape[-1])
-    terms = max(1, round(MATRICES[op.name] * cols / 2))
-    return Product(max(1, rows), terms, max(1, cols), _width(x), max(1, math.prod(x.shape[:-2])))
+    rows, cols = (max(1, n) for n in (x.shape[-2:] if x.ndim > 1 else (1, x.shape[-1])))
+    if op.name != "triangular_solve":
+        return rows, cols, min(rows, cols)
+    b = op.ins[1].shape
+    return rows, max(1, math.prod(b[-2:]) // rows), rows
+
+
+def _matrices(op: Op) -> int:
+    return max(1, math.prod(op.ins[0].shape[:-2]))
+
+
+def moved_of(op: Op, ins: Sequence[Layout], outs: Sequence[Layout], byte_hops: int) -> tuple[Work, ...]:
+    """Work of a kernel that moves bytes in another way than those above (a slice that collapses a split dimension): its result gathered
+    along the first axis that an operand is split over."""
+    cut = next(((a, n) for v, lay in zip(op.ins, ins, strict=True) for n, a in zip(v.shape, lay, strict=True) if a), None)
+    return (Gather(cut[0], cut[1], sum(v.size_bytes for v in op.outs)),) if byte_hops and cut else ()
 
 
 def _elementwise(op: Op) -> Elementwise:
@@ -139,12 +158,7 @@ def _width(value: Value) -> int:
     return max(1, itemsize_bytes(value.dtype)) if not jnp.issubdtype(value.dtype, jax.dtypes.extended) else 4
 
 
-def _combined(axis: str, extent: int, result: Value, lay: Layout, topology: str) -> Reduction:
-    split = any(a and a != axis for a in lay)
-    return Reduction(axis, extent, math.prod(result.shape), _width(result), split, topology)
-
-
-def _lines(op: Op, x: Value, lay: Layout, out: Layout, topology: str) -> list[Work]:
+def _lines(op: Op, x: Value, lay: Layout, topology: str) -> list[Work]:
     """A reduction along each split dimension that is reduced. Of a running total, what the last of each PE comes to."""
     p = op.params
     dims = p.get("axes", p.get("dimensions", (p.get("axis", p.get("reduction_dimension", x.ndim - 1)),)))
@@ -153,9 +167,8 @@ def _lines(op: Op, x: Value, lay: Layout, out: Layout, topology: str) -> list[Wo
         if lay[d % x.ndim]:
             axis, n = str(lay[d % x.ndim]), x.shape[d % x.ndim]
             carried = math.prod(x.shape) // max(1, math.prod(x.shape[e % x.ndim] for e in dims)) * p.get("k", 1)
-            split = any(a and a != axis for a in lay)
             width = sum(_width(v) for v in op.outs) if op.name in ("top_k", "argmax", "argmin") else _width(op.outs[0])
-            found.append(Reduction(axis, n, carried, width, split, topology))
+            found.append(Reduction(axis, n, carried, width, topology))
     return found
 
 
@@ -171,14 +184,27 @@ def _product(op: Op, la: Layout, lb: Layout, out: Layout) -> Product:
     return Product(size(a, kept(a, ac, ab)), size(a, ac), size(b, kept(b, bc, bb)), width, batch, batch_y, batch_x)
 
 
-def _convolution(op: Op, out: Layout) -> Product:
-    """As the product that it is: results by terms of a window, times terms by output features, in groups."""
+def _convolution(op: Op) -> Product:
+    """As the product that it is: results by terms of a window, times terms by output features, in groups. Terms that fall on padding or
+    on the holes of a dilation are none."""
     x, w, result, p = op.ins[0], op.ins[1], op.outs[0], op.params
     dims = p["dimension_numbers"]
     features, groups = w.shape[dims.rhs_spec[0]], max(p["feature_group_count"], p["batch_group_count"])
-    terms = math.prod(w.shape) // max(1, features)
+    valid = window = 1
+    for n, (i, j, o) in enumerate(zip(dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:], strict=True)):
+        at = (
+            np.add.outer(np.arange(result.shape[o]) * p["window_strides"][n], np.arange(w.shape[j]) * p["rhs_dilation"][n])
+            - p["padding"][n][0]
+        )
+        dilation = p["lhs_dilation"][n]
+        valid *= int(((at >= 0) & (at <= (x.shape[i] - 1) * dilation) & (at % dilation == 0)).sum())
+        window *= w.shape[j]
+    batch, inside = result.shape[dims.out_spec[0]], w.shape[dims.rhs_spec[1]]
     places = math.prod(result.shape) // max(1, features)
-    return Product(places, terms, max(1, features // groups), max(_width(x), _width(w)), groups)
+    met = round(valid * inside / max(1, places // max(1, batch)))  # terms of an average result
+    return Product(
+        places, max(1, met), max(1, features // groups), max(_width(x), _width(w)), groups, terms=batch * valid * inside * features
+    )
 
 
 def _attention(op: Op, lay: Layout) -> tuple[Work, ...]:
@@ -193,7 +219,7 @@ def _attention(op: Op, lay: Layout) -> tuple[Work, ...]:
     found: list[Work] = [product, Elementwise(scores, _width(q), 1, scores, 4 * scores)]
     if lay[1]:
         travel = k.size_bytes * (2 + (2 * 4 // _width(k) if back else 0))
-        found.append(Gather(lay[1], k.shape[1], travel, any(a and a != lay[1] for a in lay)))
+        found.append(Gather(lay[1], k.shape[1], travel))
     return tuple(found)
 
 
@@ -211,7 +237,7 @@ def _windows(op: Op, out: Layout) -> list[Work]:
         if start and out[d] and x.shape[d]:
             axis = str(out[d])
             row_bytes = op.outs[0].size_bytes // max(1, op.outs[0].shape[d])
-            found.append(Window(axis, op.outs[0].shape[d], abs(start), row_bytes, any(a and a != axis for a in out)))
+            found.append(Window(axis, op.outs[0].shape[d], abs(start), row_bytes))
     return found
 
 

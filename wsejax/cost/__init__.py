@@ -9,7 +9,7 @@ from wsejax.cost.model import Cost, UnknownTripsError, cost
 from wsejax.cost.pipeline import Deployment, deploy
 from wsejax.cost.serving import Served, serve
 from wsejax.cost.timeline import Timeline, timeline
-from wsejax.cost.validate import Validation, validate
+from wsejax.cost.validation import Validation, validate
 from wsejax.cost.workload import Workload
 
 __all__ = [

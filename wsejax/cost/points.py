@@ -1,6 +1,6 @@
 """Published measurements, and what it takes to predict them: the schema of a point, and a group of points that share a model.
 
-A group has few constants, each with a physical meaning, fitted to the points by `wsejax.cost.validate`; everything else comes from
+A group has few constants, each with a physical meaning, fitted to the points by `wsejax.cost.validation`; everything else comes from
 the machine (`System`) and the closed forms beside the kernels.
 """
 

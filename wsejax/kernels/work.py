@@ -2,7 +2,8 @@
 
 A program's layouts say which dimensions lie along y and x. On the full grid a dimension that is shorter than its axis does not fill it,
 so the rest of the axis takes what else there is to split: a batch of products gets a rectangle of PEs for each, elements are dealt
-evenly. Products take the cheapest of the algorithms of `kernels.pe`; every price is a pure function of the `System`.
+evenly. Products take the cheapest of the algorithms of `kernels.pe`, on the whole grid or a part of it; every price is a pure function
+of the `System`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from wsejax.kernels.pe.collectives import all_gather_price, all_reduce_price
 from wsejax.kernels.pe.gemm import mesh_gemm_price, summa_price
 from wsejax.kernels.price import Price, computing, copies_per_cycle, least, most, share, travel, vector_cycles, wavelets
 
+# Rectangles of PEs (rows, columns) that a product may take of its grid: a small one is done sooner where wavelets need not go far.
+PARTS = ((8, 8), (32, 32), (128, 128), (512, 512), (32, None), (None, 32), (None, None))
+# Of the two operands of a multiply-add one comes from the fabric; the other is read, and the sum written: ALCF's 5.3 fp16 multiply-adds a
+# cycle of the matrix kernels would not fit through 24 bytes a cycle otherwise.
+ACCESSES = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Elementwise:
@@ -30,15 +37,19 @@ class Elementwise:
     flops: int = 0
 
     def price(self, system: System) -> Price:
-        mine = share(self.elements, system.pes)
-        busy = vector_cycles(system, mine, copies_per_cycle(system, self.itemsize_bytes))
+        mine, accesses = share(self.elements, system.pes), self.operands + 1
+        ports = system.sram_bytes_per_cycle / (accesses * self.itemsize_bytes)
+        busy = vector_cycles(system, mine, least(copies_per_cycle(system, self.itemsize_bytes), ports))
         busy = busy + share(self.special, system.pes) * system.special_cycles
-        return computing(busy, 1.0 * self.flops, 1.0 * self.elements * self.itemsize_bytes * (self.operands + 1))
+        return computing(busy, 1.0 * self.flops, 1.0 * self.elements * self.itemsize_bytes * accesses)
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """`batch_y` x `batch_x` x `batch` products of m x k and k x n; the first two factors lie along y and x, the last anywhere."""
+    """`batch_y` x `batch_x` x `batch` products of m x k and k x n; the first two factors lie along y and x, the last anywhere.
+
+    `terms` are those that count as operations in all of them, where a convolution's window meets padding or holes; 0 for all.
+    """
 
     m: int
     k: int
@@ -47,6 +58,7 @@ class Product:
     batch: int = 1
     batch_y: int = 1
     batch_x: int = 1
+    terms: int = 0
 
     @property
     def count(self) -> int:
@@ -54,31 +66,35 @@ class Product:
 
     @property
     def flops(self) -> int:
-        return 2 * self.count * self.m * self.k * self.n
+        return 2 * (self.terms or self.count * self.m * self.k * self.n)
 
     def price(self, system: System) -> Price:
-        rate = system.gemm_fp16_fma_per_cycle if self.itemsize_bytes <= 2 else system.gemm_fp32_fma_per_cycle
-        if self.itemsize_bytes > 4:
-            rate = rate / 4.0
+        size = self.itemsize_bytes
+        rate = system.gemm_fp16_fma_per_cycle if size <= 2 else system.gemm_fp32_fma_per_cycle * least(1.0, 4.0 / size)
+        rate = least(rate, system.sram_bytes_per_cycle / (ACCESSES * size))
         even = self.batch**0.5
         side_y, side_x = least(self.batch_y * even, system.rows), least(self.batch_x * even, system.cols)
-        rows, cols = system.rows / side_y, system.cols / side_x  # of the rectangle of one product
-        m, k, n, size = 1.0 * self.m, 1.0 * self.k, 1.0 * self.n, self.itemsize_bytes
-        # any of the three matrices may stay where it is: the other two travel
-        ways = [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
-        ways += [summa_price(system, rows, cols, m, k, n, size, rate), _reduced(system, rows, cols, m, k, n, size, rate)]
-        ways += [_reduced(system, cols, rows, n, k, m, size, rate)]
+        own = system.rows / side_y, system.cols / side_x  # the rectangle of one product
+        m, k, n = 1.0 * self.m, 1.0 * self.k, 1.0 * self.n
+        ways = []
+        for part in PARTS:
+            rows, cols = (mine if side is None else least(mine, 1.0 * side) for mine, side in zip(own, part, strict=True))
+            # any of the three matrices may stay where it is: the other two travel
+            ways += [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
+            ways += [_reduced(system, rows, cols, m, k, n, size, rate), _reduced(system, cols, rows, n, k, m, size, rate)]
+        ways.append(summa_price(system, *own, m, k, n, size, rate))
         one, times = cheapest(ways), most(self.count / (side_y * side_x), 1.0)
         elapsed = {f: getattr(one, f) * times for f in ("cycles", "compute_cycles", "fabric_cycles", "wait_cycles")}
-        totals = {f: getattr(one, f) * self.count for f in ("byte_hops", "sram_bytes")}
-        return Price(**elapsed, **totals, flops=1.0 * self.flops)  # of the product itself, not of partial sums
+        every = 1.0 * self.count
+        flops = 2.0 * jnp.where(self.terms, self.terms, every * m * k * n) if isinstance(m, jax.Array) else 1.0 * self.flops
+        return Price(**elapsed, byte_hops=one.byte_hops * every, sram_bytes=ACCESSES * size * every * m * k * n, flops=flops)
 
 
 def _reduced(system: System, rows: Any, cols: Any, m: Any, k: Any, n: Any, itemsize_bytes: int, fma_rate: Any) -> Price:
     """The larger matrix stays, cut along what is contracted, too, and partial sums are added up: a `gemv` of m vectors at once."""
     kt, nt = share(k, rows), share(n, cols)
     busy = vector_cycles(system, m * kt * nt, fma_rate, instructions=least(m, kt, nt))
-    product = computing(busy, 2.0 * m * k * n, (m * k + k * n + m * n * rows) * itemsize_bytes)
+    product = computing(busy, 2.0 * m * k * n)
     return product + all_reduce_price(system, rows, cols, m * nt * itemsize_bytes, "two_phase", itemsize_bytes)
 
 
@@ -100,37 +116,35 @@ def _line(system: System, axis: str) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """`elements` partial results of the whole grid's lines along `axis` combined in the order of a topology, and handed to all of the line.
-    A dimension of `extent` is cut along it; `split` says whether the results are split along the other axis."""
+    """`elements` results, dealt over the lines along `axis`, each combined from the PEs of its line in the order of a topology and handed
+    to all of them. A dimension of `extent` is cut along the line."""
 
     axis: str
     extent: int
     elements: int
     itemsize_bytes: int
-    split: bool
     topology: str = "chain"
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
-        mine = share(self.elements, lines) if self.split else 1.0 * self.elements
-        holders, mine_bytes = least(1.0 * self.extent, line), mine * self.itemsize_bytes
+        holders, mine_bytes = least(1.0 * self.extent, line), share(self.elements, lines) * self.itemsize_bytes
         found = all_reduce_price(system, holders, lines, mine_bytes, self.topology, self.itemsize_bytes)
         return dataclasses.replace(found, flops=0.0)  # what it adds up is counted with the elements, wherever they are
 
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """A dimension of `extent`, split along `axis`, made whole on all PEs of the line; `size_bytes` are those of the whole array."""
+    """A dimension of `extent`, split along `axis`, made whole on all PEs of the line; `size_bytes` are those of the whole array, dealt over
+    the lines."""
 
     axis: str
     extent: int
     size_bytes: int
-    split: bool
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
         holders = least(1.0 * self.extent, line)
-        message_bytes = self.size_bytes / holders / (lines if self.split else 1.0)
+        message_bytes = self.size_bytes / holders / lines
         return all_gather_price(system, holders, lines, message_bytes)
 
 
@@ -143,13 +157,12 @@ class Window:
     extent: int
     reach: int
     row_bytes: int
-    split: bool
 
     def price(self, system: System) -> Price:
         line, lines = _line(system, self.axis)
         line = least(1.0 * self.extent, line)
         block = share(self.extent, line)
-        message_bytes = self.reach * self.row_bytes / (lines if self.split else 1.0)
+        message_bytes = self.reach * self.row_bytes / lines
         b, hops = wavelets(system, message_bytes), share(self.reach, block)
         links = (line - 1.0) * lines
         carried = least(1.0 * self.reach, block) / self.reach  # of each message, on every hop but what is dropped on the way
@@ -175,10 +188,20 @@ class Shift:
         return travel(system, b, b * links, links, hops, depth=1.0, byte_hops=moved)
 
 
-Work = Elementwise | Product | Reduction | Gather | Window | Shift
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """Work that one PE does, since nobody knows how to share it."""
+
+    work: Work
+
+    def price(self, system: System) -> Price:
+        return self.work.price(system.replace(rows=1.0, cols=1.0))
+
+
+Work = Elementwise | Product | Reduction | Gather | Window | Shift | Alone
 
 # Work whose sizes are arrays is many pieces of work at once. What chooses a formula is static.
-_STATIC = {"itemsize_bytes", "axis", "topology", "split", "operands"}
-for _kind in (Elementwise, Product, Reduction, Gather, Window, Shift):
+_STATIC = {"itemsize_bytes", "axis", "topology", "operands"}
+for _kind in (Elementwise, Product, Reduction, Gather, Window, Shift, Alone):
     _names = [f.name for f in dataclasses.fields(_kind)]
     jax.tree_util.register_dataclass(_kind, [n for n in _names if n not in _STATIC], [n for n in _names if n in _STATIC])

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Group as Renderables
 from rich.table import Table
 
-from ..cost.validate import GroupErrors, Validation, groups
+from ..cost.validation import GroupErrors, Validation, groups
 from .plots import _figure, _save
 
 _MARKERS = "os^Dv<>PX*"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsejax.cost import validate as V
+from wsejax.cost import validation as V
 from wsejax.cost.measured.read import CS3_SIMULATED, itemsize_bytes, number, sizes, system_of
 from wsejax.cost.points import Point, Unpredictable
 from wsejax.cost.table import published

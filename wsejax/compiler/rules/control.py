@@ -8,7 +8,7 @@ from jax import lax
 
 from wsejax.compiler import walk
 from wsejax.compiler.ir import Op, scan_split
-from wsejax.compiler.program import Loop
+from wsejax.compiler.program import Loop, Unknown
 from wsejax.compiler.walk import Context, Step, rule, whole
 
 
@@ -18,7 +18,7 @@ def scan(op: Op, ctx: Context) -> Step:
     inner = [ctx.layouts[v] for v in body.ins]
     outs = [*inner[consts : consts + carry], *(ctx.layouts[v] for v in body.outs[carry:])]
     plan = ctx.plan(body, outs)
-    calls = [c.looped(Loop(op.source, op.params["length"], op.params["reverse"])) for c in plan.calls]
+    calls = [c.looped(Loop(op.source, op.params["length"], ctx.number(op.outs[0]) if op.outs else -1)) for c in plan.calls]
     lead = lambda lay: (None, *lay)
     ins = [*inner[: consts + carry], *map(lead, inner[consts + carry :])]
 
@@ -53,8 +53,9 @@ def while_(op: Op, ctx: Context) -> Step:
         keep_going = lambda c: walk.run(cond_plan, *c_consts, *c)[0]
         return lax.while_loop(keep_going, lambda c: walk.run(body_plan, *b_consts, *c), init)
 
+    unknown = Unknown(op.source, ctx.number(op.outs[0]) if op.outs else -1)
     ins = [*cond_ins, *body_plan.ins[:nb], *carry]
-    return Step(ins, carry, run, [c.inside(op.source) for c in (*cond_plan.calls, *body_plan.calls)])
+    return Step(ins, carry, run, [c.inside(unknown) for c in (*cond_plan.calls, *body_plan.calls)])
 
 
 @rule("cond")
@@ -64,5 +65,6 @@ def cond(op: Op, ctx: Context) -> Step:
     plans = [ctx.plan(branch, outs) for branch in op.bodies]
 
     assert all(plan.ins == ins for plan in plans), "a class lies alike in every branch"
-    calls = [c.inside(op.source, n) for n, plan in enumerate(plans) for c in plan.calls]
+    branch = lambda n: Unknown(op.source, ctx.number(op.outs[0]) if op.outs else -1, n, len(plans))
+    calls = [c.inside(branch(n)) for n, plan in enumerate(plans) for c in plan.calls]
     return Step([whole(op.ins[0]), *ins], outs, lambda i, *xs: lax.switch(i, [partial(walk.run, p) for p in plans], *xs), calls)

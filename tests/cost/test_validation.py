@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsejax.cost import validate as V
+from wsejax.cost import validation as V
 from wsejax.cost.points import Constant, Group, Point, Unpredictable
 from wsejax.cost.table import published
 
