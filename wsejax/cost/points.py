@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One published measurement. Unknown fields of a file are ignored; `config` is the experiment's own."""
+    """One published measurement. Unknown fields of a file are ignored; `config` is the experiment's own.
+
+    A `problem` stands for an entry that could not be read: its value is no number, and no model predicts it.
+    """
 
     id: str
     source: str
@@ -27,6 +30,7 @@ class Point:
     year: int = 0
     measurement_class: str = "silicon"
     note: str = ""
+    problem: str = ""  # of an entry of a file that holds no measurement: what is wrong with it
 
 
 class Unpredictable(Exception):

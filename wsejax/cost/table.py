@@ -18,10 +18,11 @@ _OPTIONAL_TEXTS = ("algorithm", "measurement_class", "note")
 
 def load_points(path: str | os.PathLike[str]) -> tuple[Point, ...]:
     """The points of a JSON file: a list of entries, or an object of `points` whose `source` and `hardware` may be places in lists of
-    these names (as the table that ships is written). Unknown fields are ignored.
+    these names (as the table that ships is written). Unknown fields are ignored. An entry that holds no measurement (a field that is
+    missing or of another type, an id that was there before) becomes a point with a `problem`, so that it does not take the others with it.
 
     Raises:
-      ValueError: no JSON, or an entry whose field is missing or of another type; the message names both.
+      ValueError: no JSON, or no list of points.
     """
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -45,37 +46,50 @@ def points_of(text: str, name: str) -> tuple[Point, ...]:
     entries = data.get("points") if isinstance(data, Mapping) else data
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise ValueError(f"{name}: holds no list of points; give a list, or an object with a list called 'points'")
-    points = tuple(_point(entry, f"{name}: entry {n}", lists) for n, entry in enumerate(entries))
+    points: list[Point] = []
     seen: set[str] = set()
-    for point in points:
-        if point.id in seen:
-            raise ValueError(f"{name}: id={point.id!r}: twice in the file; give each point an id of its own")
+    for n, entry in enumerate(entries):
+        try:
+            point = _point(entry, lists)
+            if point.id in seen:
+                raise ValueError(f"id={point.id!r}: twice in the file; give each point an id of its own")
+        except ValueError as error:
+            point = _unread(entry, n, str(error))
         seen.add(point.id)
-    return points
+        points.append(point)
+    return tuple(points)
 
 
-def _point(entry: Any, where: str, lists: Mapping[str, Any]) -> Point:
+def _unread(entry: Any, n: int, problem: str) -> Point:
+    """What can be shown of the n-th entry, which is no measurement."""
+    fields = entry if isinstance(entry, Mapping) else {}
+    text = lambda name: str(fields[name]) if isinstance(fields.get(name), str | int | float) else ""
+    name = f"entry {n}" + (f" ({text('id')})" if text("id") else "")
+    shown = {field: text(field) for field in ("source", "hardware", "experiment", "metric", "unit")}
+    return Point(id=name, value=math.nan, problem=problem, **shown)
+
+
+def _point(entry: Any, lists: Mapping[str, Any]) -> Point:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{where}: is {type(entry).__name__}, not an object; a point has {', '.join(_TEXTS)} and a value")
-    where = f"{where} ({entry.get('id', 'no id')})"
+        raise ValueError(f"the entry is {type(entry).__name__}, not an object; a point has {', '.join(_TEXTS)} and a value")
     texts = {}
     for field in _TEXTS + _OPTIONAL_TEXTS:
         value = entry.get(field)
         if isinstance(value, int) and not isinstance(value, bool) and field in ("source", "hardware"):
             names = lists.get("sources" if field == "source" else "hardware", ())
             if not 0 <= value < len(names):
-                raise ValueError(f"{where}: {field}={value}: the file lists {len(names)} of these; give a place in the list, or the text")
+                raise ValueError(f"{field}={value}: the file lists {len(names)} of these; give a place in the list, or the text")
             value = names[value]
         if value is None and field in _OPTIONAL_TEXTS:
             continue
         if not isinstance(value, str) or (field in _TEXTS and not value):
-            raise ValueError(f"{where}: {field}={value!r}: must be text that is not empty")
+            raise ValueError(f"{field}={value!r}: must be text that is not empty")
         texts[field] = value
     value, config, year = entry.get("value"), entry.get("config") or {}, entry.get("year") or 0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: value={value!r}: must be a finite number, in the point's unit")
+        raise ValueError(f"value={value!r}: must be a finite number, in the point's unit")
     if not isinstance(config, Mapping):
-        raise ValueError(f"{where}: config={config!r}: must be an object")
+        raise ValueError(f"config={config!r}: must be an object")
     if isinstance(year, bool) or not isinstance(year, int):
-        raise ValueError(f"{where}: year={year!r}: must be a whole number")
+        raise ValueError(f"year={year!r}: must be a whole number")
     return Point(value=float(value), config=config, year=year, **texts)

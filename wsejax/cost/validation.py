@@ -108,7 +108,13 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON."""
-        of = lambda p: {"id": p.id, "experiment": p.experiment, "metric": p.metric, "unit": p.unit, "measured": p.value}
+        of = lambda p: {
+            "id": p.id,
+            "experiment": p.experiment,
+            "metric": p.metric,
+            "unit": p.unit,
+            "measured": None if math.isnan(p.value) else p.value,
+        }
         return {
             "groups": [dict(dataclasses.asdict(g), constants=dict(g.constants)) for g in self.groups],
             "points": [
@@ -141,6 +147,8 @@ def predict(group: Group, point: Point, constants: Mapping[str, float]) -> float
       Unpredictable: with the reason; also where the model stumbles over the config, whatever way, or gives no positive number. Files come
         from anywhere, and one odd point must not take the others with it; that no published point ends so is held by a test.
     """
+    if point.problem:
+        raise Unpredictable(point.problem)
     if point.value <= 0:
         raise Unpredictable(f"value={point.value!r}: errors are relative, and need a positive value")
     try:
@@ -216,7 +224,7 @@ def fit_all(points: Sequence[Point] | None = None) -> dict[str, Fit]:
     points = published() if points is None else points
     claims: dict[str, list[Point]] = {g.name: [] for g in groups()}
     for point in points:
-        if group := claimant(point):
+        if not point.problem and (group := claimant(point)):
             claims[group.name].append(point)
     return {g.name: fit_with_folds(g, claims[g.name]) for g in groups()}
 
@@ -246,6 +254,9 @@ def validate(points: Sequence[Point] | None = None, fits: Mapping[str, Fit] | No
     fits = shipped_fits() if fits is None else fits
     predictions, bounds, excluded = [], [], []
     for point in points:
+        if point.problem:
+            excluded.append(Excluded(point, point.problem))
+            continue
         group = claimant(point)
         if group is None:
             excluded.append(Excluded(point, f"no model for experiment {point.experiment!r} with metric {point.metric!r}"))

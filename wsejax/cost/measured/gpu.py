@@ -6,13 +6,15 @@ fills the links. Each is a fixed time and a rate, and NCCL takes the one it thin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..accelerators import ACCELERATORS, B200, Accelerator
-from ..alphabeta import Link, pipelined_all_reduce
+from ..alphabeta import Link, levels, pipelined_all_reduce
 from ..points import Constant, Group, Point, Unpredictable
+from .read import itemsize_bytes, positive, time_in
 
 _RING_SHARE = 370.0 / 450.0  # of NVLink, that a ring of eight H100 reaches: a maintainer in nccl-tests issue 212
 _SUMMING_SWITCH = ("H100", "H200", "B200")  # NVSwitch 3 and later; NCCL uses it unless told otherwise
@@ -31,24 +33,34 @@ def chip_of(hardware: str) -> Accelerator:
     for kind in (a for a in ACCELERATORS.values() if "TPU" not in a.name and "Groq" not in a.name):
         if kind.name in hardware:
             return kind if "A3 Mega" not in hardware else kind.replace(scale_out_bytes_per_second=25e9)  # eight NICs of 200 Gb/s
-    raise Unpredictable(f"hardware {hardware!r}: no preset of a GPU; known are {', '.join(ACCELERATORS)}")
+    raise Unpredictable(f"hardware={hardware!r}: no preset of a GPU; known are {', '.join(ACCELERATORS)}")
 
 
-def _count(point: Point) -> tuple[int, int]:
-    """Nodes, and GPUs of each, from the configuration or from names such as "2x8", "x8" and "8 x H100"."""
-    gpus, nodes = point.config.get("gpus"), point.config.get("nodes")
+def count(point: Point) -> tuple[int, int]:
+    """Nodes, and GPUs of each, from the configuration or from names such as "2x8", "x8" and "8 x H100".
+
+    A number of GPUs alone is that of one node if a node holds as many, and of full nodes else.
+    """
+    domain, gpus, nodes = int(chip_of(point.hardware).chips_per_domain), point.config.get("gpus"), point.config.get("nodes")
     if isinstance(gpus, str):
         numbers = [int(n) for n in re.findall(r"\d+", gpus)]
-        if len(numbers) in (1, 2) and all(numbers):
-            return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
-    if not isinstance(nodes, int) and (named := re.search(r"(\d+)\s*nodes(?:\s*x\s*(\d+))?", point.hardware)):
+        if len(numbers) not in (1, 2) or not all(numbers):
+            raise Unpredictable(f"config has gpus={gpus!r}: must be a number, or nodes x GPUs such as 2x8")
+        gpus = math.prod(numbers)
+        nodes = numbers[0] if len(numbers) == 2 else nodes
+    if nodes is None and (named := re.search(r"(\d+)\s*nodes(?:\s*x\s*(\d+))?", point.hardware)):
         nodes = int(named[1])
-        gpus = nodes * int(named[2]) if named[2] and not isinstance(gpus, int) else gpus
-    nodes = nodes if isinstance(nodes, int) and nodes >= 1 else 1
-    if not isinstance(gpus, int) and (named := re.match(r"(\d+)\s*x\s", point.hardware)):
+        gpus = nodes * int(named[2]) if named[2] and gpus is None else gpus
+    if gpus is None and (named := re.match(r"(\d+)\s*x\s", point.hardware)):
         gpus = int(named[1])
-    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < nodes:
+    if gpus is None:
         raise Unpredictable("neither config nor hardware says how many GPUs")
+    for name, value in (("gpus", gpus), ("nodes", nodes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise Unpredictable(f"config has {name}={value!r}: must be a positive whole number")
+    nodes = -(-gpus // domain) if nodes is None else nodes
+    if gpus % nodes or gpus // nodes > domain:
+        raise Unpredictable(f"{gpus} GPUs in {nodes} nodes: must be as many in each, and at most the {domain} that links join")
     return nodes, gpus // nodes
 
 
@@ -58,17 +70,22 @@ def _kind(point: Point) -> str:
         for kind in _OF_VOLUME:
             if kind.replace("_", "") in plain:
                 return kind
-    raise Unpredictable(f"algorithm {point.algorithm!r}: all-reduce, reduce-scatter and all-gather are predicted")
+    raise Unpredictable(f"algorithm={point.algorithm!r}: all-reduce, reduce-scatter and all-gather are predicted")
+
+
+def _in_switch(point: Point) -> bool:
+    """Whether the switch of a node sums, where nothing else is named."""
+    named = f"{point.config.get('algo', '')} {point.algorithm}".upper()
+    return "NVLS" in named or (chip_of(point.hardware).name in _SUMMING_SWITCH and "RING" not in named and "TREE" not in named)
 
 
 def _line_seconds(point: Point, size_bytes: float, constants: Mapping[str, float]) -> float:
     """What the links need for it, without any latency."""
-    chip, (nodes, each) = chip_of(point.hardware), _count(point)
+    chip, (nodes, each) = chip_of(point.hardware), count(point)
     if nodes * each < 2:
         raise Unpredictable("one GPU has nobody to reduce with")
     share = _OF_VOLUME[_kind(point)]
-    named = f"{point.config.get('algo', '')} {point.algorithm}".upper()
-    if nodes == 1 and ("NVLS" in named or (chip.name in _SUMMING_SWITCH and "RING" not in named and "TREE" not in named)):
+    if nodes == 1 and _in_switch(point):
         # the switch sums and multicasts, so a chip sends each byte once and receives it once
         return share * size_bytes / (chip.scale_up_bytes_per_second * constants["switch_share"])
     inside = Link(0.0, chip.scale_up_bytes_per_second * _RING_SHARE)
@@ -80,50 +97,77 @@ def _collective(point: Point, constants: Mapping[str, float]) -> float:
     if "NIC" in point.unit or "nic" in point.metric.lower().split("_"):
         return chip_of(point.hardware).scale_out_bytes_per_second * constants["network_share"] / 1e9
     if "bandwidth" in point.metric:
-        nodes, each = _count(point)
-        size = float(point.config.get("bytes", 8 * 2**30))
+        if point.unit != "GB/s":
+            raise Unpredictable(f"unit={point.unit!r}: bandwidths are predicted in GB/s")
+        nodes, each = count(point)
+        size = positive(point, "bytes", default=8.0 * 2**30)
         bus = 1.0 if point.metric.startswith("algo") else _BUS[_kind(point)] * (nodes * each - 1) / (nodes * each)
-        seconds = _line_seconds(point, size, constants) if size >= 2**26 and nodes == 1 else _seconds(point, size, constants)
-        return bus * size / seconds / 1e9
-    size = point.config.get("bytes")
-    if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
-        raise Unpredictable("config says no number of bytes")
-    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}.get(point.unit)
-    if scale is None:
-        raise Unpredictable(f"unit {point.unit!r}: times are predicted in s, ms and us, bandwidths in GB/s")
-    return scale * _seconds(point, float(size), constants)
+        return bus * size / _seconds(point, size, constants) / 1e9
+    return time_in(point, _seconds(point, positive(point, "bytes"), constants))
+
+
+# To launch NCCL's kernel and to synchronise, beside the hops: what the group of small messages fits, a constant in the others.
+_LAUNCH_SECONDS = 10.8e-6
+_SWITCH_HOPS = 2  # to the switch that sums, and back from it
+
+
+def _hops(point: Point, each: int, host: bool) -> int:
+    """Of a small all-reduce in a node. Where the switch sums, up and down; else NCCL's ring, 2 (n-1), or all at once in pairs, 2 log2 n.
+
+    The source calls NCCL's on GB200 a ring. A ring of 72 would take 85 us in hops alone, and 11 were measured.
+    """
+    if chip_of(point.hardware).name in _SUMMING_SWITCH:
+        return _SWITCH_HOPS
+    return 2 * (each - 1) if host else round(2 * levels(each))
+
+
+def _node_seconds(point: Point, each: int) -> float:
+    """Fixed time of a collective in a node of so many GPUs."""
+    chip = chip_of(point.hardware)
+    hops = _SWITCH_HOPS if _in_switch(point) else 2 * (each - 1)
+    return _LAUNCH_SECONDS + hops * chip.scale_up_latency_seconds
 
 
 def _seconds(point: Point, size_bytes: float, constants: Mapping[str, float]) -> float:
-    """By the best protocol. The fixed times are those of two nodes; in one node nothing crosses the network, see `_small`."""
-    nodes, _ = _count(point)
-    line = _line_seconds(point, size_bytes, constants)
+    """By the best protocol. The fixed times are those of two nodes; more of them form a tree, whose levels each cost as much again."""
+    nodes, each = count(point)
+    line, inside = _line_seconds(point, size_bytes, constants), _node_seconds(point, each)
     if nodes == 1:
-        return _ONE_NODE_SECONDS + line
+        return inside + line
+    fixed = lambda us: inside + (us * 1e-6 - inside) * levels(nodes)
+    sent = _OF_VOLUME[_kind(point)] * size_bytes
     protocols = [
-        constants["ll_us"] * 1e-6 + size_bytes / (constants["ll_gbs"] * 1e9),
-        constants["ll128_us"] * 1e-6 + size_bytes / (constants["ll128_gbs"] * 1e9),
-        constants["simple_us"] * 1e-6 + line,
+        fixed(constants["ll_us"]) + sent / (constants["ll_gbs"] * 1e9),
+        fixed(constants["ll128_us"]) + sent / (constants["ll128_gbs"] * 1e9),
+        fixed(constants["simple_us"]) + line,
     ]
     return min(protocols)
 
 
-_ONE_NODE_SECONDS = 20e-6  # NCCL, eight GPUs of a node, a small message: 20.6 us on A100 (public notes on interconnect latency, 2025)
-
-
 def _small(point: Point, constants: Mapping[str, float]) -> float:
-    """A message so small that only steps count: NCCL goes up and down a tree, a device-initiated kernel writes to all and waits for all."""
-    if point.unit != "us":
-        raise Unpredictable(f"unit {point.unit!r}: latencies are predicted in us")
-    hop_us = chip_of(point.hardware).scale_up_latency_seconds * 1e6
-    host = "NCCL" in point.algorithm
-    return constants["nccl_us"] + 6 * hop_us if host else constants["device_us"] + 2 * hop_us
+    """A message so small that only hops count, beside what it takes to start."""
+    chip, host = chip_of(point.hardware), "NCCL" in point.algorithm
+    nodes, each = (1, 2) if chip.name in _SUMMING_SWITCH and "gpus" not in point.config else count(point)
+    if nodes > 1:
+        raise Unpredictable(f"{nodes} nodes: latencies of small messages are predicted within one")
+    start_us = constants["nccl_us" if host else "device_us"]
+    return time_in(point, start_us * 1e-6 + _hops(point, each, host) * chip.scale_up_latency_seconds)
 
 
 def _send_receive(point: Point, constants: Mapping[str, float]) -> float:
-    if "bandwidth" not in point.metric or point.unit != "GB/s":
-        raise Unpredictable(f"metric {point.metric!r} in {point.unit!r}: bandwidths in GB/s are predicted")
-    return chip_of(point.hardware).scale_up_bytes_per_second / 1e9 * constants["channels_share"]
+    """A launch, a hop, and the bytes through the channels to one peer."""
+    chip = chip_of(point.hardware)
+    nodes, _ = count(point)
+    if nodes > 1:
+        raise Unpredictable(f"{nodes} nodes: sending and receiving is predicted within one")
+    size_bytes = positive(point, "bytes", default=8.0 * 2**30)
+    rate = chip.scale_up_bytes_per_second * constants["channels_share"]
+    seconds = _LAUNCH_SECONDS + chip.scale_up_latency_seconds + size_bytes / rate
+    if "bandwidth" not in point.metric:
+        return time_in(point, seconds)
+    if point.unit != "GB/s":
+        raise Unpredictable(f"unit={point.unit!r}: bandwidths are predicted in GB/s")
+    return size_bytes / seconds / 1e9
 
 
 def _link(point: Point, constants: Mapping[str, float]) -> float:
@@ -132,14 +176,14 @@ def _link(point: Point, constants: Mapping[str, float]) -> float:
 
 def _stencil(point: Point, constants: Mapping[str, float]) -> float:
     """A launch, the grid through memory, more of it with the radius, and the grid once over the host's bus, spread over the iterations."""
-    size = [point.config.get(name) for name in ("width", "height", "radius", "iterations")]
-    if point.unit != "us" or not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in size):
-        raise Unpredictable("needs width, height, radius and iterations, and is predicted in us")
-    width, height, radius, iterations = (float(n) for n in size if n is not None)
-    memory_us = 8.0 / chip_of(point.hardware).memory_bytes_per_second * 1e6  # a 32-bit value read and written
-    once_us = 8.0 / (constants["host_gbs"] * 1e9) * 1e6
+    if point.metric != "time_per_iteration":
+        raise Unpredictable(f"metric={point.metric!r}: times of an iteration are predicted")
+    width, height, radius, iterations = (positive(point, name) for name in ("width", "height", "radius", "iterations"))
+    cell_bytes = 2.0 * itemsize_bytes(point)  # read and written
+    memory_us = cell_bytes / chip_of(point.hardware).memory_bytes_per_second * 1e6
+    once_us = cell_bytes / (constants["host_gbs"] * 1e9) * 1e6
     of_cell = memory_us * (constants["traffic"] + constants["radius_traffic"] * radius) + once_us / iterations
-    return constants["launch_us"] + width * height * of_cell
+    return time_in(point, (constants["launch_us"] + width * height * of_cell) * 1e-6)
 
 
 def _is_gpu(point: Point) -> bool:
@@ -147,7 +191,7 @@ def _is_gpu(point: Point) -> bool:
 
 
 def _share(start: float, meaning: str) -> Constant:
-    return Constant(start, 0.02, 2.0, "1", meaning)
+    return Constant(start, 0.02, 2.0, "", meaning)
 
 
 def _time(start: float, meaning: str) -> Constant:
@@ -201,8 +245,8 @@ GROUPS: tuple[Group, ...] = (
         predict=_stencil,
         constants={
             "launch_us": _time(11.0, "of one iteration, however small: launching its kernel"),
-            "traffic": Constant(2.0, 0.1, 20.0, "1", "memory traffic of a cell over one read and one write, at full bandwidth"),
-            "radius_traffic": Constant(0.1, 0.0, 5.0, "1", "more of it for each cell of radius"),
+            "traffic": Constant(2.0, 0.1, 20.0, "", "memory traffic of a cell over one read and one write, at full bandwidth"),
+            "radius_traffic": Constant(0.1, 0.0, 5.0, "", "more of it for each cell of radius"),
             "host_gbs": _rate(8.0, "between host and GPU, once a run"),
         },
     ),

@@ -7,16 +7,18 @@ tokens. The links reach far less than their line rate here: a few GB/s in prefil
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from wsejax.cost.inference import decode_layer_price, prefill_layer_price
 from wsejax.hardware import CS2
 from wsejax.kernels.pe.gemv import gemv_price
 
-from ..accelerators import A100
+from ..alphabeta import levels
 from ..llm import LLM
 from ..points import Constant, Group, Point, Unpredictable
-from .gpu import _count, _is_gpu, _rate, _share, _time, chip_of
+from .gpu import _is_gpu, _rate, _share, _time, chip_of, count
+from .read import itemsize_bytes, positive, rate_in, time_in
 from .training import model
 
 _LONG_OUTPUT = 4096
@@ -26,22 +28,19 @@ _GRID = (750.0, 750.0)  # the largest square that programs get
 _WAFER_OVER_CHIP = 37.0  # power of the wafer over that of an A100, by the source
 
 
-def _config(point: Point, name: str) -> float:
-    value = point.config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise Unpredictable(f"config says no {name}")
-    return float(value)
-
-
 def _llm(point: Point) -> LLM:
     name = point.config.get("model")
     if not isinstance(name, str):
-        raise Unpredictable("config says no model")
+        raise Unpredictable("config states no model")
+    if point.config.get("batch") not in (None, 1):
+        raise Unpredictable(f"config has batch={point.config['batch']!r}: single requests are predicted")
+    if itemsize_bytes(point, "fp16") != 2:
+        raise Unpredictable(f"config has dtype={point.config['dtype']!r}: requests in 16 bits were measured")
     return model(name)
 
 
 def _all_reduce_seconds(point: Point, size_bytes: float, constants: Mapping[str, float]) -> float:
-    nodes, each = _count(point)
+    nodes, each = count(point)
     if nodes * each == 1:
         return 0.0
     where = "node" if nodes == 1 else "cluster"
@@ -50,7 +49,7 @@ def _all_reduce_seconds(point: Point, size_bytes: float, constants: Mapping[str,
 
 def decode_seconds(point: Point, llm: LLM, context: float, constants: Mapping[str, float]) -> float:
     """Of one token of one request."""
-    nodes, each = _count(point)
+    nodes, each = count(point)
     weights = 2.0 * (llm.layers * llm.block_parameters + llm.vocab_size * llm.width)
     from_memory = weights + llm.kv_bytes_per_token() * context
     chip = chip_of(point.hardware)
@@ -66,41 +65,51 @@ def prefill_flops(llm: LLM, tokens: float) -> float:
 
 def prefill_seconds(point: Point, llm: LLM, tokens: float, constants: Mapping[str, float]) -> float:
     """Of a prompt: causal attention, and the head for its last token only."""
-    nodes, each = _count(point)
+    nodes, each = count(point)
     compute = prefill_flops(llm, tokens) / (nodes * each) / (chip_of(point.hardware).bf16_flops_per_second * constants["peak_share"])
     return compute + 2 * llm.layers * _all_reduce_seconds(point, 2.0 * llm.width * tokens, constants)
 
 
 def _request(point: Point, constants: Mapping[str, float]) -> float:
     llm = _llm(point)
-    if point.unit != "tokens/s":
-        raise Unpredictable(f"unit {point.unit!r}: rates in tokens/s are predicted")
     if point.experiment == "llm_decode":
-        return 1.0 / decode_seconds(point, llm, _config(point, "context"), constants)
+        return rate_in(point, 1.0 / decode_seconds(point, llm, positive(point, "context", "position"), constants))
     if point.experiment == "llm_prefill":
-        tokens = _config(point, "context")
-        nodes, each = _count(point)
-        per_chip = prefill_flops(llm, tokens) / tokens * point.value / (nodes * each)
+        tokens = positive(point, "context", "input_len")
+        nodes, each = count(point)
+        measured = point.value if point.unit == "tokens/s" else 0.0
+        per_chip = prefill_flops(llm, tokens) / tokens * measured / (nodes * each)
         if per_chip > (peak := chip_of(point.hardware).bf16_flops_per_second):
             raise Unpredictable(f"not possible: {per_chip / 1e12:.0f} Tflop/s of a chip whose dense peak is {peak / 1e12:.0f}")
-        return tokens / prefill_seconds(point, llm, tokens, constants)
-    prompt, output = _config(point, "input_len"), _config(point, "output_len")
+        return rate_in(point, tokens / prefill_seconds(point, llm, tokens, constants))
+    prompt, output = positive(point, "input_len"), positive(point, "output_len")
     phases = prefill_seconds(point, llm, prompt, constants) + output * decode_seconds(point, llm, prompt + output / 2, constants)
-    # In the source, requests of 4,096 tokens run at the rate of decoding alone, and shorter ones at half of it; it does not say why.
-    return output / (phases * (1.0 if output >= _LONG_OUTPUT else constants["serving_factor"]))
+    return rate_in(point, output / (phases * _served(output, constants["serving_factor"])))
+
+
+def _served(output: float, factor: float) -> float:
+    """Time of a request over that of its phases alone.
+
+    In the source, requests of 4,096 new tokens run at the rate of decoding alone and those of 2,048 or less at half of it; it does not say
+    why. Between the two the factor falls with the logarithm of the length.
+    """
+    return factor ** min(1.0, max(0.0, math.log2(_LONG_OUTPUT / output)))
 
 
 def _gemv_seconds(point: Point, k: float, n: float, constants: Mapping[str, float]) -> float:
-    nodes, each = _count(point)
-    at_memory = 2.0 * k * n / (nodes * each) / (A100.memory_bytes_per_second * _GEMV_SHARE)
-    return at_memory + (0.0 if nodes * each == 1 else constants["gather_us"] * 1e-6)
+    """The matrix through the memory of all chips, and their parts put together, level by level of a tree."""
+    chips = math.prod(count(point))
+    if point.config.get("M", 1) != 1:
+        raise Unpredictable(f"config has M={point.config['M']!r}: products with one vector are predicted")
+    size_bytes = float(itemsize_bytes(point, "fp16")) * k * n
+    at_memory = size_bytes / chips / (chip_of(point.hardware).memory_bytes_per_second * _GEMV_SHARE)
+    return at_memory + float(levels(chips)) * constants["gather_us"] * 1e-6
 
 
 def _gemv(point: Point, constants: Mapping[str, float]) -> float:
-    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}.get(point.unit)
-    if point.metric != "latency" or scale is None:
-        raise Unpredictable(f"metric {point.metric!r} in {point.unit!r}: latencies in s, ms and us are predicted")
-    return scale * _gemv_seconds(point, _config(point, "K"), _config(point, "N"), constants)
+    if point.metric != "latency":
+        raise Unpredictable(f"metric={point.metric!r}: latencies are predicted")
+    return time_in(point, _gemv_seconds(point, positive(point, "K"), positive(point, "N"), constants))
 
 
 def _token_ratio(point: Point, llm: LLM, context: float) -> float:
@@ -118,10 +127,10 @@ def _token_ratio(point: Point, llm: LLM, context: float) -> float:
 
 def _energy_ratio(point: Point, constants: Mapping[str, float]) -> float:
     """GPUs over wafer: the chips' own power, as the source counts it, times modelled seconds of each."""
-    nodes, each = _count(point)
+    nodes, each = count(point)
     if point.experiment != "gemv":
-        return nodes * each / _WAFER_OVER_CHIP * _token_ratio(point, _llm(point), _config(point, "context"))
-    k, n = _config(point, "K"), _config(point, "N")
+        return nodes * each / _WAFER_OVER_CHIP * _token_ratio(point, _llm(point), positive(point, "context"))
+    k, n = positive(point, "K"), positive(point, "N")
     on_wafer = _WSE2.seconds(gemv_price(_WSE2, *_GRID, k, n, 2).cycles) * constants["wafer_factor"]
     on_gpus = _gemv_seconds(point, k, n, constants)
     return nodes * each * on_gpus / (_WAFER_OVER_CHIP * float(on_wafer))
@@ -138,8 +147,8 @@ GROUPS: tuple[Group, ...] = (
         claims=lambda point: point.metric == "energy_ratio" and "A100" in point.hardware,
         predict=_energy_ratio,
         constants={
-            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
-            "wafer_factor": Constant(0.7, 0.1, 10.0, "1", "time of the product on the wafer over its closed form"),
+            "gather_us": _time(70.0, "for each level of the tree in which the parts of several GPUs are put together"),
+            "wafer_factor": Constant(0.7, 0.1, 10.0, "", "time of the product on the wafer over its closed form"),
         },
     ),
     Group(
@@ -154,7 +163,7 @@ GROUPS: tuple[Group, ...] = (
             "cluster_us": _time(_SERVED["cluster_us"], "fixed time of an all-reduce over nodes"),
             "cluster_gbs": _rate(_SERVED["cluster_gbs"], "its rate"),
             "serving_factor": Constant(
-                _SERVED["serving_factor"], 0.5, 10.0, "1", "time of a request of less than 4,096 tokens over that of its phases alone"
+                _SERVED["serving_factor"], 0.5, 10.0, "", "time of a request of 2,048 tokens or less over that of its phases alone"
             ),
         },
     ),
@@ -163,7 +172,7 @@ GROUPS: tuple[Group, ...] = (
         claims=lambda point: point.experiment == "gemv" and _is_gpu(point),
         predict=_gemv,
         constants={
-            "gather_us": _time(200.0, "to start several GPUs and to put their parts together"),
+            "gather_us": _time(70.0, "for each level of the tree in which the parts of several GPUs are put together"),
         },
     ),
 )

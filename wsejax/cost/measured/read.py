@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wsejax.hardware import CS1, CS2, CS3, System
@@ -21,6 +22,7 @@ CS3_SIMULATED = CS3.replace(
     fp16_copies_per_cycle=8.0,
     fp32_copies_per_cycle=4.0,
 )
+Predict = Callable[[Point, Mapping[str, float]], float]
 _GENERATIONS = ((("wse-3", "wse3", "cs-3", "cs3"), CS3), (("wse-2", "wse2", "cs-2", "cs2"), CS2), (("wse-1", "wse1", "cs-1", "cs1"), CS1))
 
 
@@ -42,20 +44,40 @@ def system_of(point: Point) -> System:
 
 
 def number(point: Point, *names: str, default: float | None = None) -> float:
-    """The first of these entries of the config that is there, as a number.
+    """The first of these entries of the config that is there, as a number that is not negative.
 
     Raises:
-      Unpredictable: none is there, or it is no number.
+      Unpredictable: none is there, or it is no such number; the reason names the entry and its value.
     """
     for name in names:
         value: Any = point.config.get(name)
+        if value is None:
+            continue
         if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
             value = float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise Unpredictable(f"config has {name}={value!r}: must be a number that is not negative")
+        return float(value)
     if default is not None:
-        return default
+        return float(default)
     raise Unpredictable(f"config={dict(point.config)!r}: does not state {' or '.join(names)}")
+
+
+def positive(point: Point, *names: str, default: float | None = None) -> float:
+    """As `number`, and not 0."""
+    value = number(point, *names, default=default)
+    if value > 0:
+        return value
+    name = next(n for n in names if point.config.get(n) is not None)
+    raise Unpredictable(f"config has {name}={point.config[name]!r}: must be positive")
+
+
+def whole(point: Point, *names: str, default: int | None = None) -> int:
+    """As `positive`, and a whole number."""
+    value = positive(point, *names, default=default)
+    if value.is_integer():
+        return int(value)
+    raise Unpredictable(f"config has {names[0]}={value!r}: must be a whole number")
 
 
 def sizes(point: Point, *names: str) -> tuple[int, ...]:
@@ -68,7 +90,10 @@ def sizes(point: Point, *names: str) -> tuple[int, ...]:
         value = point.config.get(name)
         parts: Sequence[Any] = re.findall(r"\d+", value) if isinstance(value, str) else value if isinstance(value, list) else ()
         if len(parts) > 1:
-            return tuple(int(part) for part in parts)
+            found = tuple(int(part) for part in parts)
+            if min(found) < 1:
+                raise Unpredictable(f"config has {name}={value!r}: sizes must be positive")
+            return found
     raise Unpredictable(f"config={dict(point.config)!r}: does not state {' or '.join(names)} as sizes such as 86x14")
 
 
@@ -83,6 +108,62 @@ def itemsize_bytes(point: Point, default: str = "fp32") -> int:
     if not bits:
         raise Unpredictable(f"dtype={name!r}: unknown; known are those that end in their number of bits")
     return int(bits[0]) // 8
+
+
+# ---- units -----------------------------------------------------------------------------------------------------------
+_OF_A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6, "ns": 1e9}
+_RATES = ("tokens/s", "token/s", "tok/s", "tokens/s/user", "tokens/second")
+
+
+def time_in(point: Point, seconds: float, clock_hz: float | None = None) -> float:
+    """A time in the point's unit: s, ms, us or ns, whatever follows a slash ("us/token"), and cycles where the clock is known.
+
+    Raises:
+      Unpredictable: no such unit.
+    """
+    name = point.unit.split("/")[0].strip()
+    if name == "cycles" and clock_hz is not None:
+        return seconds * clock_hz
+    if name not in _OF_A_SECOND:
+        raise Unpredictable(f"unit={point.unit!r}: times are predicted in {', '.join(_OF_A_SECOND)}{' and cycles' if clock_hz else ''}")
+    return seconds * _OF_A_SECOND[name]
+
+
+def rate_in(point: Point, tokens_per_second: float) -> float:
+    """A rate of tokens in the point's unit, or the time of a token in "ms/token".
+
+    Raises:
+      Unpredictable: neither.
+    """
+    if point.unit in _RATES:
+        return tokens_per_second
+    if point.unit.endswith(("/token", "/tok")):
+        return time_in(point, 1.0 / tokens_per_second)
+    raise Unpredictable(f"unit={point.unit!r}: rates are predicted in tokens/s, and as s, ms or us a token")
+
+
+def in_cycles(cycles: Predict) -> Predict:
+    """Of a model that counts cycles: in the point's unit, by the clock that the point assumes or the machine's own."""
+
+    def predict(point: Point, constants: Mapping[str, float]) -> float:
+        value = cycles(point, constants)
+        if point.unit.split("/")[0].strip() == "cycles":
+            return value
+        clock_hz = positive(point, "assumed_clock_GHz", default=float(system_of(point).clock_hz) / 1e9) * 1e9
+        return time_in(point, value / clock_hz, clock_hz)
+
+    return predict
+
+
+def in_units(predict: Predict, *units: str) -> Predict:
+    """Of a model whose numbers have no other unit than these."""
+
+    def checked(point: Point, constants: Mapping[str, float]) -> float:
+        if point.unit not in units:
+            raise Unpredictable(f"unit={point.unit!r}: the model covers {', '.join(units)}")
+        return predict(point, constants)
+
+    return checked
 
 
 def scalar_all_reduce_cycles(system: System, grid: tuple[int, int]) -> float:
