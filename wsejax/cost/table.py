@@ -65,8 +65,8 @@ def _unread(entry: Any, n: int, problem: str) -> Point:
     fields = entry if isinstance(entry, Mapping) else {}
     text = lambda name: str(fields[name]) if isinstance(fields.get(name), str | int | float) else ""
     name = f"entry {n}" + (f" ({text('id')})" if text("id") else "")
-    shown = {field: text(field) for field in ("source", "hardware", "experiment", "metric", "unit")}
-    return Point(id=name, value=math.nan, problem=problem, **shown)
+    source, hardware, experiment, metric, unit = (text(field) for field in ("source", "hardware", "experiment", "metric", "unit"))
+    return Point(name, source, hardware, experiment, metric, unit, math.nan, problem=problem)
 
 
 def _point(entry: Any, lists: Mapping[str, Any]) -> Point:

@@ -65,7 +65,7 @@ def test_a_larger_tile_and_a_wider_star_take_longer(width, height, radius, which
     """By more than alignment can take back: four more rows and columns."""
     base = f"jorineg-base-{which}-r1"
     radius = min(radius, width, height)
-    at = lambda w, h, r: modelled(of(base, tile=f"{w}x{h}", radius=r))
+    at = lambda w, h, r: modelled(of(base, tile=f"{w}x{h}", radius=r, grid=None))
     assert 0 < at(width, height, radius) < 2.2 * at(width + 4, height + 4, radius)
     # radius 1 has a program of its own, which is never slower
     assert at(width + 8, height + 8, radius) < 1.1 * at(width + 8, height + 8, radius + 1)

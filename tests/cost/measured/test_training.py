@@ -48,7 +48,7 @@ def test_models_have_the_parameters_of_their_names(name, parameters):
 
 
 def test_a_name_without_a_size_is_not_guessed():
-    with pytest.raises(Unpredictable, match="model 'mystery' is not known"):
+    with pytest.raises(Unpredictable, match="model='mystery': not known"):
         model("mystery")
 
 
@@ -67,10 +67,11 @@ def test_published_runs_are_predicted_within_the_aim():
 @pytest.mark.parametrize("batch", [64, 1024])
 def test_other_runs_get_a_sane_prediction(hardware, name, batch):
     config = dict(model=name, sequence_length=1024, batch=batch)
+    step = predicted(point("training_throughput", hardware, "time_per_step", "ms/step", systems=1, **config))
     one, two = (predicted(point("training_throughput", hardware, systems=n, **config)) for n in (1, 2))
     assert 0.1 < one < two <= 2 * one < 1e6
     tokens = predicted(point("training_throughput", hardware, unit="tokens/s", systems=1, **config))
-    assert tokens == pytest.approx(1024 * one)
+    assert tokens == pytest.approx(1024 * one) and step == pytest.approx(1e3 * batch / one)
 
 
 def test_utilisation_is_relative_to_the_small_run():
@@ -102,12 +103,17 @@ def test_pythia_s_hours_are_near(size, gpus, hours):
     ("of", "reason"),
     [
         (point("training_loss", metric="pile_test_cross_entropy", unit="nats/token"), "not what a step costs"),
-        (point("training_throughput", hardware="TPU", **LLAMA), "no preset of a wafer"),
-        (point("training_throughput", unit="parsecs", **LLAMA), "unit 'parsecs'"),
-        (point("training_throughput", model="Llama-2-7B"), "config says no batch"),
-        (point("training_throughput"), "model '' is not known"),
-        (point("training_scaling", metric="fun"), "metric 'fun'"),
-        (point("training_gpu_hours", "A100 40GB", algorithm="pythia-12b", gpus=255), "not divisible by the 4"),
+        (point("training_throughput", hardware="TPU", **LLAMA), "names 0 generations"),
+        (point("training_throughput", unit="parsecs", **LLAMA), "unit='parsecs'"),
+        (point("training_throughput", **{**LLAMA, "sequence_length": 8192}), "sequence_length=8192: llama-2-7b takes at most 4096"),
+        (point("training_throughput", **{**LLAMA, "model": "BERT-large", "sequence_length": 1024}), "at most 512"),
+        (point("training_throughput", **{**LLAMA, "batch": -4}), "batch=-4: must be a number that is not negative"),
+        (point("training_throughput", **LLAMA, dtype="fp32"), "dtype='fp32' of 32 bits"),
+        (point("training_gpu_hours", "H100", "gpu_hours", "H100-hours", algorithm="pythia-12b", gpus=256), "hours of A100"),
+        (point("training_throughput", model="Llama-2-7B"), "does not state batch"),
+        (point("training_throughput"), "model='': not known"),
+        (point("training_scaling", metric="fun"), "metric='fun'"),
+        (point("training_gpu_hours", "A100 40GB", "gpu_hours", "A100-hours", algorithm="pythia-12b", gpus=255), "not divisible by the 4"),
     ],
 )
 def test_what_is_not_covered_has_a_reason(of, reason):

@@ -29,7 +29,7 @@ def chip_of(hardware: str) -> Accelerator:
       Unpredictable: none of the presets.
     """
     if "GB200" in hardware:
-        return B200
+        return B200.replace(chips_per_domain=72.0)  # NVL72
     for kind in (a for a in ACCELERATORS.values() if "TPU" not in a.name and "Groq" not in a.name):
         if kind.name in hardware:
             return kind if "A3 Mega" not in hardware else kind.replace(scale_out_bytes_per_second=25e9)  # eight NICs of 200 Gb/s
@@ -124,7 +124,7 @@ def _hops(point: Point, each: int, host: bool) -> int:
 def _node_seconds(point: Point, each: int) -> float:
     """Fixed time of a collective in a node of so many GPUs."""
     chip = chip_of(point.hardware)
-    hops = _SWITCH_HOPS if _in_switch(point) else 2 * (each - 1)
+    hops = _OF_VOLUME[_kind(point)] * (_SWITCH_HOPS if _in_switch(point) else 2 * (each - 1))
     return _LAUNCH_SECONDS + hops * chip.scale_up_latency_seconds
 
 

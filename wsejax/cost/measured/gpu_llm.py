@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from wsejax.cost.inference import decode_layer_price, prefill_layer_price
 from wsejax.hardware import CS2
-from wsejax.kernels.pe.gemv import gemv_price
 
 from ..alphabeta import levels
 from ..llm import LLM
@@ -20,11 +19,12 @@ from ..points import Constant, Group, Point, Unpredictable
 from .gpu import _is_gpu, _rate, _share, _time, chip_of, count
 from .read import itemsize_bytes, positive, rate_in, time_in
 from .training import model
+from .whole import gemv_seconds
 
 _LONG_OUTPUT = 4096
 _GEMV_SHARE = 0.86  # of an A100's memory bandwidth: what its stream benchmarks reach (BabelStream)
 _WSE2 = CS2.replace(clock_hz=1.1e9)  # the clock that the source states
-_GRID = (750.0, 750.0)  # the largest square that programs get
+_GEMV_LAUNCH_CYCLES = 10.4  # what the group of products with vectors on the wafer fits
 _WAFER_OVER_CHIP = 37.0  # power of the wafer over that of an A100, by the source
 
 
@@ -131,9 +131,9 @@ def _energy_ratio(point: Point, constants: Mapping[str, float]) -> float:
     if point.experiment != "gemv":
         return nodes * each / _WAFER_OVER_CHIP * _token_ratio(point, _llm(point), positive(point, "context"))
     k, n = positive(point, "K"), positive(point, "N")
-    on_wafer = _WSE2.seconds(gemv_price(_WSE2, *_GRID, k, n, 2).cycles) * constants["wafer_factor"]
+    on_wafer = gemv_seconds(k, n, itemsize_bytes(point, "fp16"), _GEMV_LAUNCH_CYCLES)
     on_gpus = _gemv_seconds(point, k, n, constants)
-    return nodes * each * on_gpus / (_WAFER_OVER_CHIP * float(on_wafer))
+    return nodes * each * on_gpus / (_WAFER_OVER_CHIP * on_wafer)
 
 
 # What the group of language models below fits, so that the ratios of their energies are predicted without constants of their own.
@@ -148,7 +148,6 @@ GROUPS: tuple[Group, ...] = (
         predict=_energy_ratio,
         constants={
             "gather_us": _time(70.0, "for each level of the tree in which the parts of several GPUs are put together"),
-            "wafer_factor": Constant(0.7, 0.1, 10.0, "", "time of the product on the wafer over its closed form"),
         },
     ),
     Group(

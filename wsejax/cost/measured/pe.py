@@ -12,7 +12,7 @@ from wsejax.hardware import CS2, System
 from wsejax.kernels.price import copies_per_cycle, fma_per_cycle, vector_cycles
 
 from ..points import Constant, Group, Point, Unpredictable
-from .read import itemsize_bytes, number, simulated, sizes, system_of
+from .read import in_cycles, itemsize_bytes, number, positive, simulated, sizes, system_of
 
 
 # ---- vector instructions ---------------------------------------------------------------------------------------------
@@ -29,11 +29,11 @@ def _vector(point: Point, c: Mapping[str, float]) -> float:
         fabric = "fabric" in f"{name} {point.metric}".lower()
         return float(system.link_bits) / 8.0 if fabric else float(copies_per_cycle(system, item)) * item
     if point.metric == "throughput":
-        rate = _rate(system, name, item, number(point, "stride", default=1.0))
+        rate = _rate(system, name, item, positive(point, "stride", default=1.0))
         return 1.0 / rate if point.unit.startswith("cycles") else rate
     if point.metric == "cycles" and system is CS2:
         # a note beside the points: two reads and a write of 64 bits a cycle where banks differ, of 32 where they do not
-        return number(point, "elements") * _regime(point) + system.launch_cycles
+        return positive(point, "elements") * _regime(point) + system.launch_cycles
     if point.metric == "value":
         return _pipeline(name)
     raise Unpredictable(f"metric={point.metric!r}: the model covers throughputs, set-up, conflicts and the pipeline")
@@ -85,7 +85,7 @@ def _loop(point: Point, c: Mapping[str, float]) -> float:
     if "L0" not in point.algorithm:
         raise Unpredictable(f"algorithm={point.algorithm!r}: the source does not say what this form of the loop is")
     system = system_of(point)
-    return float(vector_cycles(system, number(point, "elements"), fma_per_cycle(system, itemsize_bytes(point))))
+    return float(vector_cycles(system, positive(point, "elements"), fma_per_cycle(system, itemsize_bytes(point))))
 
 
 # ---- functions of a transformer's PE ---------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _function(point: Point, c: Mapping[str, float]) -> float:
     dims = next((d for model, d in _WIDTHS.items() if model in str(point.config.get("model", "")).lower()), None)
     if dims is None:
         raise Unpredictable(f"model={point.config.get('model')!r}: its dimensions are not known here")
-    p = number(point, "P")
+    p = positive(point, "P")
     tokens = number(point, "chunk", default=p) / p
     of = {key: size / p for key, size in dims.items()}
     if "matmul" in name or "gemm" in name:
@@ -126,16 +126,21 @@ def _example(point: Point, c: Mapping[str, float]) -> float:
     name = point.algorithm.lower()
     body = c["body_cycles"]
     if "gemm-1pe" in name or "gemv-1pe" in name:
-        return body * number(point, "M") * number(point, "K") * number(point, "N", default=1.0)
+        return body * positive(point, "M") * positive(point, "K") * positive(point, "N", default=1.0)
     if name.startswith(("laplacian2d", "jacobi")):
         # columns staged, cells (a product, four neighbours picked by their place), and copied back
         height, width = sizes(point, "tile")[:2]
+        if all(key in point.config for key in ("M", "N", "mesh")):
+            rows, cols = sizes(point, "mesh")[:2]
+            if (rows * height, cols * width) != (number(point, "M"), number(point, "N")):
+                stated = ", ".join(f"{key}={point.config[key]!r}" for key in ("M", "N", "mesh", "tile"))
+                raise Unpredictable(f"config has {stated}: they contradict each other")
         once = body * (height + 2.0 * height * width)
         reduced = 2.0 * c["step_cycles"] if "reduce" in name else 0.0  # along rows, then down a column
-        return number(point, "iters", default=1.0) * (once + c["step_cycles"] + reduced)
+        return positive(point, "iters", default=1.0) * (once + c["step_cycles"] + reduced)
     if "attention" in name:
         # for each query: scores by a vector instruction for each feature, an exponential for each key, and a weighted sum
-        keys, width, share = number(point, "S"), number(point, "d"), number(point, "P", default=1.0)
+        keys, width, share = positive(point, "S"), positive(point, "d"), positive(point, "P", default=1.0)
         system = system_of(point)
         rate, launch = fma_per_cycle(system, 4), system.launch_cycles
         query = width * (launch + keys / rate) + keys * (launch + width / rate) + keys * c["exp_cycles"]
@@ -152,11 +157,11 @@ _EXP = Constant(20.0, 1.0, 400.0, "cycles", "of an exponential and what goes wit
 GROUPS = (
     Group("PE instructions", _micro, _vector, {}, 0.15),
     Group("PE pipeline, carried over", lambda p: p.experiment == "pe_microbenchmark", _vector, {}, 0.15),
-    Group("PE loop forms", lambda p: p.experiment == "pe_loop_forms", _loop, {}, 0.15),
-    Group("PE functions", lambda p: p.experiment == "pe_function", _function, {
+    Group("PE loop forms", lambda p: p.experiment == "pe_loop_forms", in_cycles(_loop), {}, 0.15),
+    Group("PE functions", lambda p: p.experiment == "pe_function", in_cycles(_function), {
         "call_cycles": Constant(40.0, 1.0, 400.0, "cycles", "of a vector instruction with the scalar code round it"),
     }, 0.15),
-    Group("SDK example kernels", lambda p: p.experiment == "csl_examples_kernel" and simulated(p), _example, {
+    Group("SDK example kernels", lambda p: p.experiment == "csl_examples_kernel" and simulated(p), in_cycles(_example), {
         "body_cycles": Constant(29.0, 5.0, 200.0, "cycles", "of the body of a scalar loop: loads, indices, a product, the branch back"),
         "step_cycles": Constant(200.0, 1.0, 5000.0, "cycles", "of an exchange with neighbours, with its tasks"),
         "exp_cycles": _EXP,

@@ -21,7 +21,7 @@ from wsejax.kernels.pe.sparse import entries_price
 from wsejax.kernels.price import vector_cycles
 
 from ..points import Constant, Group, Point, Unpredictable
-from .read import number
+from .read import in_cycles, itemsize_bytes, positive, system_of
 
 _SPMM = {
     "lookup_cycles": Constant(22.0, 0.0, 100.0, "cycles", "to find the place of an entry, beside the launch of its vector instruction"),
@@ -43,18 +43,43 @@ def _longest(lines: float, length: float, density: float) -> float:
 
 def _piece(point: Point) -> tuple[float, float]:
     """(rows, columns) of A in a PE: stated, or the matrix over the grid."""
-    rows = number(point, "Nt", default=number(point, "N") / number(point, "height"))
-    return rows, number(point, "Kt", default=number(point, "K") / number(point, "width"))
+    if 8 * itemsize_bytes(point) != 32:
+        raise Unpredictable(f"config has dtype={point.config['dtype']!r}: these programs compute in 32 bits")
+    if system_of(point).name != CS2.name:
+        raise Unpredictable(f"hardware={point.hardware!r}: these programs were run on WSE-2")
+    return _of_pe(point, "Nt", "N", "height"), _of_pe(point, "Kt", "K", "width")
+
+
+def _of_pe(point: Point, piece: str, of: str, over: str) -> float:
+    """A side of a PE's piece: stated, or the matrix over the grid; where both are there, they must agree up to padding."""
+    if point.config.get(of) is None or point.config.get(over) is None:
+        return positive(point, piece)
+    whole, pes = positive(point, of), positive(point, over)
+    side = positive(point, piece, default=whole / pes)
+    if not 0.5 * whole <= side * pes <= 2.0 * whole:
+        raise Unpredictable(f"config has {piece}={side:g}, {of}={whole:g} and {over}={pes:g}: they contradict each other")
+    return side
+
+
+def _density(point: Point) -> float:
+    percent = positive(point, "density_percent")
+    if percent > 100.0:
+        raise Unpredictable(f"config has density_percent={percent:g}: at most 100")
+    return percent / 100.0
 
 
 def _stored(point: Point, fmt: str) -> float:
     """Entries that a PE of average size goes through."""
-    (rows, cols), density = _piece(point), number(point, "density_percent") / 100.0
+    (rows, cols), density = _piece(point), _density(point)
     if fmt in ("CSR", "CSC"):
         return rows * cols * density
-    pes = number(point, "width") * number(point, "height")
-    if "total_flops" in point.config:  # of what is stored, padding included
-        return number(point, "total_flops") / (2.0 * number(point, "M") * pes)
+    pes = positive(point, "width") * positive(point, "height")
+    if point.config.get("total_flops") is not None:  # of what is stored, padding included
+        stored = positive(point, "total_flops") / (2.0 * positive(point, "M") * pes)
+        if not 0.9 * rows * cols * density <= stored <= 1.001 * rows * cols:
+            stated = f"density_percent={point.config['density_percent']!r} and total_flops={point.config['total_flops']!r}"
+            raise Unpredictable(f"config has {stated}: {stored:,.0f} entries stored in a PE of {rows:g} x {cols:g}")
+        return stored
     if fmt == "COO":
         return _longest(pes, rows * cols, density)
     return rows * _longest(pes * rows, cols, density)
@@ -70,7 +95,7 @@ def _spmm(point: Point, c: Mapping[str, float]) -> float:
     rows, cols = _piece(point)
     seen = _as_seen(CS2.launch_cycles, c["column_cycles"])
     lines = {"CSR": rows, "CSC": cols}.get(fmt, 0.0)
-    entries = float(entries_price(seen, _stored(point, fmt), number(point, "M"), 4, c["lookup_cycles"]))
+    entries = float(entries_price(seen, _stored(point, fmt), positive(point, "M"), 4, c["lookup_cycles"]))
     return entries + lines * c["line_cycles"] + c["fixed_cycles"]
 
 
@@ -79,7 +104,7 @@ def _gemm(point: Point, c: Mapping[str, float]) -> float:
     _compute_only(point)
     rows, cols = _piece(point)
     seen = _as_seen(c["launch_cycles"], c["fma_cycles"])
-    return number(point, "M") * float(vector_cycles(seen, rows * cols, seen.sustained_fp32_fma_per_cycle, instructions=cols))
+    return positive(point, "M") * float(vector_cycles(seen, rows * cols, seen.sustained_fp32_fma_per_cycle, instructions=cols))
 
 
 def _as_seen(launch_cycles: float, cycles: float) -> System:
@@ -96,6 +121,6 @@ def _dense(point: Point) -> bool:
 
 
 GROUPS = (
-    Group("GEMM, local", _dense, _gemm, _GEMM, 0.12),
-    Group("SpMM", lambda p: p.experiment == "spmm", _spmm, _SPMM, 0.12),
+    Group("GEMM, local", _dense, in_cycles(_gemm), _GEMM, 0.12),
+    Group("SpMM", lambda p: p.experiment == "spmm", in_cycles(_spmm), _SPMM, 0.12),
 )

@@ -8,6 +8,7 @@ take less than a cycle a cell, and something more for each row that is no multip
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -15,7 +16,7 @@ from wsejax.hardware import CS2, CS3, System
 from wsejax.kernels.pe.stencil import box, star, stencil_price
 
 from ..points import Constant, Group, Point, Unpredictable
-from .read import itemsize_bytes, number, sizes
+from .read import in_cycles, itemsize_bytes, positive, sizes, whole
 
 _SHARED = {
     "launch_cycles": Constant(9.0, 1.0, 60.0, "cycles", "before the first element of a vector instruction"),
@@ -45,11 +46,23 @@ def _as_seen(system: System, launch: float, task: float, per_cell: float) -> Sys
     )  # fmt: skip
 
 
+def _check(point: Point, system: System, width: int, height: int, item: int) -> None:
+    """That a tile fits in a PE and in the domain."""
+    if point.metric != "cycles_per_iteration":
+        raise Unpredictable(f"metric={point.metric!r}: the model covers cycles of an iteration")
+    if width * height * item > system.sram_per_pe_bytes:
+        raise Unpredictable(f"tile of {width} x {height} cells: more than a PE's {system.sram_per_pe_bytes:,.0f} bytes hold")
+    domain = sorted(sizes(point, "grid")[:2]) if point.config.get("grid") is not None else (math.inf, math.inf)
+    if any(side > most for side, most in zip(sorted((width, height)), domain, strict=True)):
+        raise Unpredictable(f"config has grid={point.config['grid']!r} and tile={point.config['tile']!r}: the tile is larger")
+
+
 def _tiled(point: Point, c: Mapping[str, float], system: System) -> float:
     width, height = sizes(point, "tile")[:2]
-    radius, item = int(number(point, "radius")), itemsize_bytes(point)
-    if radius < 1:
-        raise Unpredictable(f"radius={radius}: a star reaches one cell or more")
+    radius, item = whole(point, "radius"), itemsize_bytes(point)
+    _check(point, system, width, height, item)
+    if radius > min(width, height):
+        raise Unpredictable(f"config has radius={radius} and tile={point.config['tile']!r}: halos come from the next PE only")
     # the PEs at the border hold still, so that those inside always have four neighbours
     price = lambda seen: float(
         stencil_price(seen, (3, 3), (height, width), star(radius), item, conflict_cycles=c["conflict_cycles"] * (radius > 1)).cycles
@@ -64,6 +77,11 @@ def _tiled(point: Point, c: Mapping[str, float], system: System) -> float:
 
 def _lone(point: Point, c: Mapping[str, float]) -> float:
     """One cell a PE, the border at rest: a PE has up to two neighbours along a line that compute, and waits for them."""
+    if (radius := whole(point, "radius", default=1)) != 1:
+        raise Unpredictable(f"config has radius={radius}: this program knows radius 1 only")
+    if "tile" in point.config and set(sizes(point, "tile")[:2]) != {1}:
+        raise Unpredictable(f"config has tile={point.config['tile']!r}: this program has one cell a PE")
+    _check(point, CS3, 1, 1, itemsize_bytes(point))
     inside = min(sizes(point, "grid")[:2]) - 2
     if inside < 1:
         raise Unpredictable(f"grid={point.config.get('grid')!r}: no cell inside the border")
@@ -78,10 +96,15 @@ def _plain(point: Point, c: Mapping[str, float]) -> float:
     offsets = star(int(named[2])) if named[1] == "star" else box(int(named[2]))
     if "tile" in point.config or "cells_per_pe_guess" in point.config:
         height, width = sizes(point, "tile", "cells_per_pe_guess")[:2]
+        if "domain" in point.config and "pe_array" in point.config:
+            (n, m), (rows, cols) = sizes(point, "domain")[:2], sizes(point, "pe_array")[:2]
+            if (-(-n // rows), -(-m // cols)) != (height, width):
+                stated = f"domain={point.config['domain']!r} on pe_array={point.config['pe_array']!r}"
+                raise Unpredictable(f"config has {stated} and {height}x{width} cells a PE: they contradict each other")
     else:
         (n, m), (rows, cols) = sizes(point, "domain")[:2], sizes(point, "pe_array")[:2]
         height, width = -(-n // rows), -(-m // cols)
-    return number(point, "iterations", default=1.0) * len(offsets) * height * width * c["pass_cycles"]
+    return positive(point, "iterations", default=1.0) * len(offsets) * height * width * c["pass_cycles"]
 
 
 def _wafer(name: str):
@@ -94,9 +117,9 @@ def _alone(name: str):
 
 
 GROUPS = (
-    Group("2-D stencil, one cell a PE, WSE-2", _alone("WSE-2"), _lone, _LONE, 0.12),
-    Group("2-D stencil, one cell a PE, WSE-3", _alone("WSE-3"), _lone, _LONE, 0.12),
-    Group("2-D stencil, WSE-2", _wafer("WSE-2"), lambda p, c: _tiled(p, c, CS2), _SHARED, 0.12),
-    Group("2-D stencil, WSE-3", _wafer("WSE-3"), lambda p, c: _tiled(p, c, CS3), {**_SHARED, **_WIDE}, 0.12),
-    Group("2-D stencil, scalar code", lambda p: p.experiment == "stencil_2d", _plain, _PLAIN),
+    Group("2-D stencil, one cell a PE, WSE-2", _alone("WSE-2"), in_cycles(_lone), _LONE, 0.12),
+    Group("2-D stencil, one cell a PE, WSE-3", _alone("WSE-3"), in_cycles(_lone), _LONE, 0.12),
+    Group("2-D stencil, WSE-2", _wafer("WSE-2"), in_cycles(lambda p, c: _tiled(p, c, CS2)), _SHARED, 0.12),
+    Group("2-D stencil, WSE-3", _wafer("WSE-3"), in_cycles(lambda p, c: _tiled(p, c, CS3)), {**_SHARED, **_WIDE}, 0.12),
+    Group("2-D stencil, scalar code", lambda p: p.experiment == "stencil_2d", in_cycles(_plain), _PLAIN),
 )

@@ -14,10 +14,10 @@ from wsejax.kernels.pe.gemm import cannon_price, mesh_gemm_price, summa_price
 from wsejax.kernels.pe.gemv import gemv_price
 from wsejax.kernels.pe.krylov import bicgstab_price
 from wsejax.kernels.pe.stencil import star, stencil_price
-from wsejax.kernels.price import travel
+from wsejax.kernels.price import share, travel
 
 from ..points import Constant, Group, Point, Unpredictable
-from .read import number, scalar_all_reduce_cycles, simulated, sizes
+from .read import itemsize_bytes, number, positive, scalar_all_reduce_cycles, simulated, sizes, system_of, time_in
 
 _WAFERLLM = CS2.replace(clock_hz=1.1e9)  # WaferLLM states the maximum
 _GRIDS = (240, 256, 300, 360, 420, 480, 512, 540, 600, 660, 720)  # the sides that its repository has settings for
@@ -26,23 +26,48 @@ _LARGEST = 8192  # the size of its larger GEMM
 
 # ---- WaferLLM --------------------------------------------------------------------------------------------------------
 def _gemv(point: Point, c: Mapping[str, float]) -> float:
-    """On the fastest of the grids that its authors ran; the sum stays at the first PE of a column."""
-    system = _WAFERLLM.replace(launch_cycles=c["launch_cycles"])
-    if point.metric == "latency" and point.unit in ("ms", "us", "s"):
-        k, n = number(point, "K"), number(point, "N")
+    """On the grid that is stated, or the fastest of those that its authors ran; the sum stays at the first PE of a column."""
+    if system_of(point).name != CS2.name:
+        raise Unpredictable(f"hardware={point.hardware!r}: these programs were measured on WSE-2")
+    if point.config.get("M", 1) != 1:
+        raise Unpredictable(f"config has M={point.config['M']!r}: products with one vector are predicted")
+    item, sides = itemsize_bytes(point, "fp16"), _GRIDS
+    if "grid" in point.config:
+        rows, cols = sizes(point, "grid")[:2]
+        if rows != cols or rows > CS2.rows:
+            raise Unpredictable(f"config has grid={point.config['grid']!r}: must be a square of at most {CS2.rows:.0f} a side")
+        sides = (rows,)
+    if point.metric == "latency":
         tree = "MeshGEMV" in point.algorithm or "tree" in point.algorithm.lower()
-        seconds = min(_gemv_cycles(system, p, k, n, tree) for p in _GRIDS) / system.clock_hz
-        return seconds * {"ms": 1e3, "us": 1e6, "s": 1.0}[point.unit]
+        k, n = positive(point, "K"), positive(point, "N")
+        return time_in(point, gemv_seconds(k, n, item, c["launch_cycles"], sides, tree), _WAFERLLM.clock_hz)
     if point.metric == "speedup" and "MeshGEMV" in point.algorithm:
-        k = number(point, "K", default=16384.0)
-        grid = min(_GRIDS, key=lambda p: _gemv_cycles(system, p, k, k, True))
-        return _gemv_cycles(system, grid, k, k, False) / _gemv_cycles(system, grid, k, k, True)
+        k, system = positive(point, "K", default=16384.0), _WAFERLLM.replace(launch_cycles=c["launch_cycles"])
+        grid = min(sides, key=lambda p: _gemv_cycles(system, p, k, k, item, True))
+        return _gemv_cycles(system, grid, k, k, item, False) / _gemv_cycles(system, grid, k, k, item, True)
     raise Unpredictable(f"metric={point.metric!r}, hardware={point.hardware!r}: the model covers latencies of the wafer alone")
 
 
-def _gemv_cycles(system: System, p: int, k: float, n: float, tree: bool) -> float:
+def gemv_seconds(
+    k: float, n: float, itemsize_bytes: int, launch_cycles: float, sides: tuple[int, ...] = _GRIDS, tree: bool = True
+) -> float:
+    """Modelled seconds of a product of a vector with a k x n matrix on WSE-2, on the fastest of the grids; their blocks must fit.
+
+    Raises:
+      Unpredictable: no grid's PEs hold their block.
+    """
+    system = _WAFERLLM.replace(launch_cycles=launch_cycles)
+    holding = [p for p in sides if share(k, p) * share(n, p) * itemsize_bytes <= system.sram_per_pe_bytes]
+    if not holding:
+        raise Unpredictable(
+            f"K={k:g}, N={n:g}: a block does not fit in a PE's {system.sram_per_pe_bytes:,.0f} bytes, on grids of {sides} a side"
+        )
+    return min(_gemv_cycles(system, p, k, n, itemsize_bytes, tree) for p in holding) / system.clock_hz
+
+
+def _gemv_cycles(system: System, p: int, k: float, n: float, itemsize_bytes: int, tree: bool) -> float:
     """A K-tree; or, as the SDK's example has it, a pipeline from PE to PE whose result goes back to all."""
-    return float(gemv_price(system, p, p, k, n, 2, everywhere=not tree, topology="two_phase" if tree else "chain").cycles)
+    return float(gemv_price(system, p, p, k, n, itemsize_bytes, everywhere=not tree, topology="two_phase" if tree else "chain").cycles)
 
 
 def _gemm(point: Point, c: Mapping[str, float]) -> float:
@@ -50,7 +75,7 @@ def _gemm(point: Point, c: Mapping[str, float]) -> float:
     if "efficiency" not in point.metric or simulated(point):
         raise Unpredictable(f"metric={point.metric!r}: the source gives no grid, or counts the host's transfers as well")
     rows, cols = sizes(point, "grid")[:2]
-    n = int(number(point, "size", "N", default=float(_LARGEST)))
+    n = int(positive(point, "size", "N", default=float(_LARGEST)))
     names = {"summa": summa_price, "cannon": cannon_price, "meshgemm": mesh_gemm_price}
     prices = [price for name, price in names.items() if name in point.algorithm.lower()]
     if not prices:
@@ -66,8 +91,10 @@ def _bicgstab(point: Point, c: Mapping[str, float]) -> float:
     grid = (rows, cols)
     once, twice = (bicgstab_price(CS1, grid, (1, 1), column, n, 2).compute_cycles for n in (1, 2))
     seconds = CS1.seconds(twice - once + 3.0 * scalar_all_reduce_cycles(CS1, grid))
-    if point.unit == "us":
-        return float(seconds * 1e6)
+    if cols > CS1.cols or rows > CS1.rows:
+        raise Unpredictable(f"mesh of {cols} x {rows} columns: CS-1 gives programs {CS1.cols:.0f} x {CS1.rows:.0f} PEs")
+    if "time" in point.metric:
+        return time_in(point, float(seconds), CS1.clock_hz)
     flops_per_second = 44.0 * rows * cols * column / seconds  # SC20 counts 44 a cell
     if point.unit in ("PFLOP/s", "TFLOP/s"):
         return float(flops_per_second / (1e15 if point.unit == "PFLOP/s" else 1e12))
@@ -78,15 +105,13 @@ def _bicgstab(point: Point, c: Mapping[str, float]) -> float:
 
 def _fft(point: Point, c: Mapping[str, float]) -> float:
     """wsFFT: three local transforms, and four all-to-alls along lines that fill the links of the middle."""
-    n = int(number(point, "n", "N", default=512.0))
+    n = int(positive(point, "n", "N", default=512.0))
     side = 512  # PEs of a side: 512 x 512 for all published sizes
     lines, wavelets = max(1.0, (n / side) ** 2), 2.0 * n * max(1.0, (n / side) ** 2)  # of complex64, in a PE
     halves = wavelets * side / 4.0  # through the middle, one way
     exchange = travel(CS2, halves, 0.0, 1.0, side - 1.0, depth=1.0)
     cycles = 4.0 * exchange.cycles + 3.0 * local_fft_price(CS2, lines, n).cycles
-    if point.unit not in ("us", "ms"):
-        raise Unpredictable(f"unit={point.unit!r}: the model covers times")
-    return float(CS2.seconds(cycles)) * {"us": 1e6, "ms": 1e3}[point.unit]
+    return time_in(point, float(CS2.seconds(cycles)), CS2.clock_hz)
 
 
 def _seismic(point: Point, c: Mapping[str, float]) -> float:
@@ -108,6 +133,7 @@ def _tlr(point: Point, c: Mapping[str, float]) -> float:
 
 
 # ---- particles -------------------------------------------------------------------------------------------------------
+_CORES = 850_000  # HC34; the runs used more of them (801,792) than the SDK gives to programs
 _REACH = {"Ta": 4, "Cu": 7, "W": 7}  # SC24: PEs within so many rows and columns exchange their atoms: 80 and 224 of them
 
 
@@ -115,6 +141,12 @@ def _atoms(point: Point, c: Mapping[str, float]) -> float:
     element = str(point.config.get("element", ""))
     if element not in _REACH or not point.metric.startswith("timesteps_per_second"):
         raise Unpredictable(f"config={dict(point.config)!r}: how far atoms see each other is not stated; known are {', '.join(_REACH)}")
+    if (atoms := number(point, "atoms", default=1.0)) > _CORES:
+        raise Unpredictable(f"config has atoms={atoms:,.0f}: one a PE, and the wafer has {_CORES:,}")
+    if point.unit not in ("steps/s", "timesteps/s", "1/s"):
+        raise Unpredictable(f"unit={point.unit!r}: the model covers steps/s")
+    if system_of(point).name != CS2.name:
+        raise Unpredictable(f"hardware={point.hardware!r}: these runs were measured on WSE-2")
     candidates = (2 * _REACH[element] + 1) ** 2 - 1
     return CS2.clock_hz / (candidates * c["candidate_cycles"])
 
@@ -122,7 +154,7 @@ def _atoms(point: Point, c: Mapping[str, float]) -> float:
 def _translation(point: Point, c: Mapping[str, float]) -> float:
     """32-bit peak of all wafers, at the clock that power allows, and the share of it that is kept up."""
     clock_hz = CS3.clock_hz if point.config.get("power", "limited") == "limited" else 1.1e9  # HC34: the maximum
-    systems = number(point, "systems")
+    systems = positive(point, "systems")
     flops = systems * CS3.replace(clock_hz=clock_hz).dense_peak_fp32_flops_per_second * c["peak_share"]
     if point.unit == "PFLOP/s":
         return float(flops / 1e15)
