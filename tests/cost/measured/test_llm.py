@@ -11,9 +11,11 @@ from scipy.optimize import least_squares
 from models import presets
 from wsejax.cost.inference import Software
 from wsejax.cost.llm import LLM
-from wsejax.cost.measured.llm import GROUPS, MODELS
+from wsejax.cost.measured import llm, waferengine
+from wsejax.cost.measured.models import MODELS, find, known
 from wsejax.cost.points import Point, Unpredictable
 
+GROUPS = (*llm.GROUPS, *waferengine.GROUPS)
 BY_NAME = {g.name: g for g in GROUPS}
 WSE2 = "Cerebras WSE-2 (CS-2), clock max 1.1 GHz, fp16"
 EPCC = "EPCC CS-3 (WSE-3) silicon"
@@ -120,9 +122,26 @@ def test_the_defaults_are_where_a_fit_to_both_phases_ends():
 
 
 def test_dimensions_are_those_of_the_presets():
-    for name, llm in MODELS.items():
-        published = LLM.from_dict(presets.find(name))
-        assert dataclasses.replace(llm, context=published.context) == published
+    there = [name for name in MODELS if not name.startswith("esm")]
+    assert len(there) > 60
+    for name in there:
+        assert MODELS[name] == LLM.from_dict(presets.find(name))
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [("LLaMA3-8B", "llama-3-8b"), ("Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"), ("GPT-2", "gpt2"), ("GPT-2 XL", "gpt2-xl"),
+     ("OPT-6.7B", "opt-6.7b"), ("Falcon-40B", "falcon-40b"), ("BLOOM-176B", "bloom-176b"), ("Mistral-7B-v0.1", "mistral-7b"),
+     ("Llama-3.2-3B", "llama-3.2-3b"), ("Qwen3-1.7B prefill", "qwen3-1.7b"), ("Llama-3.1-70B (speculative decoding)", "llama-3.1-70b")],
+)  # fmt: skip
+def test_names_are_known_however_they_are_spelled(spelled, name):
+    assert find(spelled) is MODELS[name]
+
+
+def test_a_name_that_goes_on_with_a_digit_is_another_model():
+    assert known("GPT-2-7B") is None and known("Gemma-4-31B") is None
+    with pytest.raises(Unpredictable, match=r"model='Qwen3-17B': dimensions not known here; near it: .*qwen3-1.7b"):
+        find("Qwen3-17B")
 
 
 # ---- signs -----------------------------------------------------------------------------------------------------------
@@ -142,11 +161,72 @@ def test_waferllm_beats_t10_beats_ladder():
         assert rates[0] > 5 * rates[1] > 10 * rates[2] / 5
 
 
-def test_shifting_fills_all_rows_and_appending_one():
-    at = lambda algorithm: predicted(
-        point("kv_cache_capacity", algorithm, "max_decode_output_length", "tokens", 1, model="LLaMA2-13B", decode_grid="375x375")
-    )
-    assert at("shift-based (WaferLLM)") == pytest.approx(375 * at("concat-based (PagedAttention)"))
+def capacity(algorithm, model, rows, cols=None):
+    grid = f"{rows}x{cols or rows}"
+    return predicted(point("kv_cache_capacity", algorithm, "max_decode_output_length", "tokens", 1, model=model, decode_grid=grid))
+
+
+@given(st.integers(100, 749), st.sampled_from(["LLaMA2-13B", "LLaMA3-8B", "LLaMA2-7B"]))
+def test_shifting_fills_all_rows_and_appending_one_whatever_the_grid(side, model):
+    """What the wafer has left does not depend on how it is cut; what a row has of it falls with their number."""
+    shifted, appended = (capacity(a, model, side) for a in ("shift-based (WaferLLM)", "concat-based (PagedAttention)"))
+    assert shifted == pytest.approx(side * appended)
+    assert shifted == pytest.approx(capacity("shift-based (WaferLLM)", model, side + 1))
+    assert appended > capacity("concat-based (PagedAttention)", model, side + 1)
+
+
+def rate(algorithm, experiment, model="LLaMA3-8B", unit="tokens/s", hardware=WSE2, metric=RATE, **config):
+    return predicted(point(experiment, algorithm, metric, unit, 1.0, hardware, model=model, **config))
+
+
+@given(st.sampled_from(["WaferLLM", "T10", "Ladder"]), st.integers(1, 30_000), st.integers(1, 5000))
+@settings(deadline=None, max_examples=25)
+def test_a_token_takes_longer_the_longer_the_context(algorithm, context, more):
+    at = lambda n: rate(algorithm, "llm_decode", grid="480x480", context=n)
+    assert at(context + more) <= at(context) * (1 + 1e-9)
+    assert at(context + 4000) < at(context)
+    as_time = rate(algorithm, "llm_decode", unit="us/token", grid="480x480", context=context)
+    assert as_time == pytest.approx(1e6 / at(context))
+
+
+@given(st.sampled_from(["WaferLLM", "T10", "Ladder"]), st.integers(1, 20_000), st.integers(1, 5000))
+@settings(deadline=None, max_examples=25)
+def test_a_longer_prompt_takes_longer(algorithm, prompt, more):
+    seconds = lambda n: n / rate(algorithm, "llm_prefill", grid="600x600", context=n)
+    assert seconds(prompt) <= seconds(prompt + more) * (1 + 1e-9)
+    assert seconds(prompt) < seconds(prompt + 2000)
+
+
+def test_relayed_prompts_cost_what_was_measured():
+    """T10, LLaMA2-13B: 2,048 more tokens of a prompt add 2 of 50 seconds (2.6 and 2.5 tokens/s over 128 new ones, rounded)."""
+    seconds = [128 / rate("T10", "llm_end_to_end", "LLaMA2-13B", input_len=n, output_len=128) for n in (2048, 4096)]
+    assert 0.1 < seconds[1] - seconds[0] < 4.0
+
+
+PREFILL = dict(algorithm="WaferEngine dedicated prefill", experiment="llm_prefill", model="Qwen3-1.7B", hardware=EPCC, metric="throughput")
+FORCED = {**PREFILL, "algorithm": "forced prefill on decode pipeline, 28 stages"}
+
+
+@given(st.sampled_from([128, 256, 384, 512, 768]), st.sampled_from([1.25, 1.5, 2.0]), st.integers(4, 24))
+@settings(deadline=None, max_examples=12)
+def test_a_larger_chunk_is_never_cheaper(chunk, factor, chunks):
+    """Of prompts of so many chunks of each size, the time of one of them; and in all, larger chunks are faster."""
+    larger = int(chunk * factor)
+    tokens = chunks * 1536
+    at = lambda c: tokens / rate(**PREFILL, chunk=c, seq=tokens)
+    assert at(chunk) / (tokens / chunk) < at(larger) / (tokens / larger) * 1.02
+    assert at(larger) < at(chunk)
+
+
+@pytest.mark.parametrize("stages", [8, 28])
+def test_forced_tokens_fill_the_pipeline_first(stages):
+    forced = {**FORCED, "algorithm": f"forced prefill on decode pipeline, {stages} stages"}
+    at = lambda n, **more: rate(**{**forced, **more}, new_tokens=n, prefix=1024)
+    rates = [at(n) for n in (1, 16, 256, 1024)]
+    assert rates == sorted(rates)
+    assert stages * 0.9 < rates[3] / rates[0] < stages
+    assert at(256, metric="throughput_end_to_end") < at(256)
+    assert at(256, unit="us/token", metric="time") == pytest.approx(1e6 / at(256))
 
 
 # ---- what cannot be said ---------------------------------------------------------------------------------------------
@@ -158,8 +238,25 @@ def test_shifting_fills_all_rows_and_appending_one():
         (dict(model="Unheard-Of-9B"), "CS-3 cluster", "llm_serving", "output_speed", "dimensions not known"),
         (dict(model="Llama-3.1-405B"), "CS-3 cluster", "llm_serving", "time_to_first_token", "unpublished length"),
         (dict(model="Qwen3-1.7B"), EPCC, "pe_sram_budget", "text_bytes", "program text"),
-        (dict(model="LLaMA3-8B"), WSE2, "llm_decode", RATE, "no grid"),
+        (dict(model="LLaMA3-8B"), WSE2, "llm_decode", RATE, "grid=None: no grid"),
+        (dict(model="LLaMA3-8B", grid="8x8"), WSE2, "llm_decode", RATE, "grid=8x8: a PE would hold .* bytes of a layer of llama-3-8b"),
+        (dict(model="LLaMA3-8B", grid="5000x5000"), WSE2, "llm_decode", RATE, "more than the 994 x 750 PEs"),
+        (dict(model="LLaMA3-8B", grid="480x480"), "WSE-3 (CS-3)", "llm_decode", RATE, "measured on WSE-2"),
+        (dict(model="LLaMA3-8B", grid="480x480", dtype="fp32"), WSE2, "llm_decode", RATE, "dtype='fp32'"),
+        (dict(model="LLaMA3-8B", grid="480x480", context=-5), WSE2, "llm_decode", RATE, "context=-5: must be a number"),
+        (dict(model="LLaMA3-8B", grid="480x480", context="long"), WSE2, "llm_prefill", RATE, "context='long': must be a number"),
+        (dict(model="LLaMA3-8B", grid="480x480"), WSE2, "llm_prefill", RATE, "does not state context"),
+        (
+            dict(model="LLaMA3-8B", grid="480x480", context=9, batch=4),
+            WSE2,
+            "llm_prefill",
+            RATE,
+            "batch=4: prompts were measured one by one",
+        ),
         (dict(model="Qwen3-1.7B"), EPCC, "llm_decode", "colour_of_noise", "not a rate or a time"),
+        (dict(model="Llama-3.1-405B"), EPCC, "llm_decode", "throughput", "bytes of weights a PE"),
+        (dict(model="Qwen2-72B"), WSE2, "kv_cache_capacity", "tokens", "unit='tokens/s'"),
+        (dict(model="Qwen3-1.7B"), "EPCC CS-2", "llm_decode", "throughput", "measured on WSE-3"),
     ],
 )
 def test_reasons_are_stated(config, hardware, experiment, metric, reason):
