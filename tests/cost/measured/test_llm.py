@@ -1,7 +1,5 @@
 """The models of published language-model runs: close to what was published, sane around it, and never a crash."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

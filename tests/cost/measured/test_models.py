@@ -73,8 +73,8 @@ def test_a_larger_tile_and_a_wider_star_take_longer(width, height, radius, which
 
 @given(st.integers(1, 700), st.integers(1, 10_000))
 def test_a_multicast_is_longer_to_more_receivers_and_with_more_bytes(receivers, size_bytes):
-    at = lambda n, b: modelled(of("epcc-multicast-1024B-N64-median", receivers=n, bytes=b))
-    shortest = modelled(of("epcc-multicast-64B-N1-min", receivers=receivers, bytes=size_bytes))
+    at = lambda n, b: modelled(of("epcc-multicast-1024B-N64-median", receivers=n, bytes=b, wavelets=None))
+    shortest = modelled(of("epcc-multicast-64B-N1-min", receivers=receivers, bytes=size_bytes, wavelets=None))
     assert shortest <= at(receivers, size_bytes) < at(receivers + 1, size_bytes) < at(receivers + 1, size_bytes + 4)
 
 
@@ -100,6 +100,64 @@ def test_rates_and_hops_come_from_the_machine_that_the_point_names():
         system_of(dataclasses.replace(of("alcf-hop"), hardware="CS-2 and CS-3"))
     west = modelled(of("alcf-west-8", hops=32)) - modelled(of("alcf-west-8", hops=8))
     assert west == 24 * CS3.hop_cycles
+
+
+CONTRADICTIONS = [
+    ("epcc-multicast-1024B-N64-median", dict(bytes=-4), "bytes=-4: must be a number that is not negative"),
+    ("epcc-multicast-1024B-N64-median", dict(bytes=0), "bytes=0: must be positive"),
+    ("epcc-multicast-1024B-N64-median", dict(bytes=64), "bytes=64 and wavelets=256"),
+    ("epcc-multicast-1024B-N64-median", dict(receivers=5000), "a line has at most 1170 PEs"),
+    ("jorineg-nontiled-wse3-9x9-t1x1-r1", dict(radius=2), "radius=2: this program knows radius 1 only"),
+    ("jorineg-nontiled-wse3-9x9-t1x1-r1", dict(tile="3x3"), "one cell a PE"),
+    ("jorineg-base-wse2-50x50-t10x10-r1", dict(tile="400x400", grid=None), "more than a PE's 49,152 bytes hold"),
+    ("jorineg-base-wse2-50x50-t10x10-r1", dict(tile="60x60"), "the tile is larger"),
+    ("jorineg-base-wse2-50x50-t10x10-r1", dict(radius=11), "halos come from the next PE only"),
+    ("jorineg-base-wse2-50x50-t10x10-r1", dict(radius=1.5), "must be a whole number"),
+    ("jorineg-base-wse2-50x50-t10x10-r1", dict(tile="0x10"), "sizes must be positive"),
+    ("fabrica-laplacian2d-halo", dict(M=80), "they contradict each other"),
+    ("spmm-coo-64x8-1024x1024x68-d5", dict(density_percent=60.0), "entries stored in a PE"),
+    ("spmm-coo-64x8-1024x1024x68-d5", dict(Nt=1.0), "they contradict each other"),
+    ("spmm-coo-64x8-1024x1024x68-d5", dict(dtype="fp16"), "32 bits"),
+    ("waferllm-t6-meshgemv-16384", dict(M=8), "M=8: products with one vector"),
+    ("lit-md-ta", dict(atoms=2_000_000), "atoms=2,000,000: one a PE, and the wafer has 850,000"),
+]
+
+
+@pytest.mark.parametrize(("point_id", "changes", "words"), CONTRADICTIONS, ids=[f"{i}-{c}" for i, c, _ in CONTRADICTIONS])
+def test_what_contradicts_itself_gets_a_reason_that_names_it(point_id, changes, words):
+    assert modelled(of(point_id)) > 0
+    with pytest.raises(Unpredictable) as reason:
+        modelled(of(point_id, **changes))
+    assert words in str(reason.value)
+
+
+@pytest.mark.parametrize(
+    "point_id",
+    ["epcc-multicast-1024B-N64-median", "jorineg-base-wse2-50x50-t10x10-r1", "spmm-coo-64x8-1024x1024x68-d5", "alcf-west-8",
+     "fabrica-laplacian2d-halo", "epcc-kvshift-Pw64", "waferllm-t6-meshgemv-16384", "lit-sc20-iter"],
+)  # fmt: skip
+def test_times_follow_their_unit_and_other_units_are_refused(point_id):
+    p = of(point_id)
+    in_us, in_ms, in_cycles = (modelled(dataclasses.replace(p, unit=unit)) for unit in ("us", "ms", "cycles"))
+    assert in_us == pytest.approx(1e3 * in_ms)
+    assert 300 < in_cycles / in_us < 1200  # the clocks of the sources, in MHz
+    with pytest.raises(Unpredictable, match="unit='furlongs'"):
+        modelled(dataclasses.replace(p, unit="furlongs"))
+
+
+@given(st.integers(1, 749), st.integers(1, 16))
+def test_more_rows_and_channels_fill_the_host_s_link(rows, channels):
+    at = lambda r, c: modelled(of("epcc-hostio-h2d-memcpy-64x16", rect=f"64x{r}", channels=c))
+    assert at(rows, channels) < at(rows + 1, channels) < 12.5
+    assert at(rows, channels) <= at(rows, channels + 1)
+
+
+def test_narrower_elements_are_faster_and_a_larger_product_slower():
+    at = lambda n, dtype="fp16": modelled(of("waferllm-t6-meshgemv-16384", K=n, N=n, dtype=dtype))
+    assert at(4096) < at(16384) < at(32768)
+    assert at(16384, "int8") <= at(16384) < at(16384, "fp32")
+    with pytest.raises(Unpredictable, match="a block is more than one of them holds"):
+        at(10**6)
 
 
 def test_what_a_config_lacks_is_named():

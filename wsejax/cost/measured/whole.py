@@ -59,9 +59,7 @@ def gemv_seconds(
     system = _WAFERLLM.replace(launch_cycles=launch_cycles)
     holding = [p for p in sides if share(k, p) * share(n, p) * itemsize_bytes <= system.sram_per_pe_bytes]
     if not holding:
-        raise Unpredictable(
-            f"K={k:g}, N={n:g}: a block does not fit in a PE's {system.sram_per_pe_bytes:,.0f} bytes, on grids of {sides} a side"
-        )
+        raise Unpredictable(f"K={k:g}, N={n:g}: on {max(sides)} x {max(sides)} PEs, a block is more than one of them holds")
     return min(_gemv_cycles(system, p, k, n, itemsize_bytes, tree) for p in holding) / system.clock_hz
 
 
