@@ -242,7 +242,8 @@ def _windows(op: Op, out: Layout) -> list[Work]:
 
 
 def weights_of(graph: Graph) -> list[Value]:
-    """The floating-point arguments that products, convolutions or tables read, as they are or through views, casts and loops."""
+    """The floating-point arguments that products, convolutions or tables read, as they are or through views, casts and loops; of a product
+    of two arguments the second."""
     found: dict[Value, None] = {}
     _trace_weights(graph, {v: v for v in graph.ins if jnp.issubdtype(v.dtype, jnp.floating) and v.ndim}, found)
     return list(found)
@@ -251,8 +252,9 @@ def weights_of(graph: Graph) -> list[Value]:
 def _trace_weights(graph: Graph, views: dict[Value, Value], found: dict[Value, None]) -> None:
     for op in graph.ops:
         if op.name in ("dot_general", "conv_general_dilated", "gather"):
-            operands = op.ins[:1] if op.name == "gather" else op.ins[:2]
-            found.update(dict.fromkeys(views[v] for v in operands if v in views))
+            # of a product of two arguments the second one is the weight, as in x @ w
+            operand = next((v for v in (op.ins[:1] if op.name == "gather" else op.ins[1::-1]) if v in views), None)
+            found.update({} if operand is None else {views[operand]: None})
         elif op.name in FREE or op.name == "convert_element_type":
             views.update((out, views[v]) for v, out in zip(op.ins, op.outs, strict=False) if v in views)
         elif op.name in ("scan", "while", "cond"):

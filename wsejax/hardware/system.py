@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.tree_util
+import jax
 import numpy as np
 
 from .spec import WSE1, WSE2, WSE3, WaferSpec
@@ -74,19 +74,29 @@ class System:
     area_mm2: Any
 
     def __post_init__(self) -> None:
+        self.check(jax_arrays=False)  # a gradient with respect to a system is one, too
+
+    def check(self, jax_arrays: bool = True) -> None:
+        """Raises ValueError where a field cannot be of a machine; that of a tracer is not known."""
         for field, (low, high) in PLAUSIBLE.items():
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray):
-                continue  # a tracer, a jax array or a placeholder of a tree
+            if jax_arrays and isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+                value = np.asarray(value)
+            if isinstance(value, bool | str | bytes | complex | list | tuple | dict):
+                raise ValueError(f"{field}={value!r}: must be a number")
+            if not isinstance(value, int | float | np.number | np.ndarray):
+                continue  # a tracer, or a placeholder of a tree
             least, most = np.min(value), np.max(value)
             if not (np.all(np.isfinite(value)) and (least > 0 or (least == 0 and field in MAY_BE_ZERO))):
                 wanted = "not negative" if field in MAY_BE_ZERO else "positive"
                 raise ValueError(f"{field}={value!r}: must be finite and {wanted}")
             if not (low <= least and most <= high):
-                unit = field.rpartition("per_")[2] if "per_" in field else field.rpartition("_")[2]
                 raise ValueError(
-                    f"{field}={value!r}: outside {low:g} to {high:g}, what any machine has; its name says the unit ({unit}): convert it"
+                    f"{field}={value!r}: outside {low:g} to {high:g}, what any machine has; is it in the unit that the name says?"
                 )
+        code, sram = self.code_per_pe_bytes, self.sram_per_pe_bytes
+        if all(isinstance(v, int | float) for v in (code, sram)) and code >= sram:
+            raise ValueError(f"code_per_pe_bytes={code!r}: leaves nothing of sram_per_pe_bytes={sram!r} for data")
 
     def replace(self, **changes: Any) -> System:
         """The same with some fields changed, such as `CS3.replace(link_bits=64.0)`.
@@ -200,7 +210,19 @@ def system(name: str) -> System:
     Raises:
       ValueError: an unknown name; the message lists the known.
     """
-    key = name.lower().replace("-", "").replace("wse", "cs")
+    key = name.lower().replace("-", "").replace("wse", "cs") if isinstance(name, str) else None
     if key not in SYSTEMS:
         raise ValueError(f"system={name!r}: unknown; known are {', '.join(SYSTEMS)}")
     return SYSTEMS[key]
+
+
+def as_system(given: System | str) -> System:
+    """A system, or a preset by its name.
+
+    Raises:
+      ValueError: neither, or fields that no machine has; the message lists the presets.
+    """
+    if not isinstance(given, System):
+        return system(given)
+    given.check()
+    return given
