@@ -90,7 +90,7 @@ def test_a_price_does_not_depend_on_tiles_or_on_scan() -> None:
     """The grid that is priced is the machine's. Layouts come from the tiles: where 16 do not divide a batch of 8 some data moves that
     else need not. A loop is its body as often."""
     costs = [wse.cost(train(tiles=tiles)).price.cycles for tiles in ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))]
-    assert costs[1:] == pytest.approx(costs[:1] * 4, rel=0.15)
+    assert costs[1:] == pytest.approx(costs[:1] * 4, rel=0.25)
     assert costs[1:4] == pytest.approx(costs[:1] * 3, rel=0.02)
 
     def layers(x, ws, unroll):
