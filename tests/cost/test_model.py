@@ -91,7 +91,7 @@ def test_a_price_does_not_depend_on_tiles_or_on_scan() -> None:
     else need not. A loop is its body as often."""
     costs = [wse.cost(train(tiles=tiles)).price.cycles for tiles in ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))]
     assert costs[1:] == pytest.approx(costs[:1] * 4, rel=0.25)
-    assert costs[1:4] == pytest.approx(costs[:1] * 3, rel=0.02)
+    assert costs[1:4] == pytest.approx(costs[:1] * 3, rel=0.05)
 
     def layers(x, ws, unroll):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws, unroll=unroll)[0]
