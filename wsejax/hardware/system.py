@@ -11,12 +11,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
+from .records import check_fields, replaced
 from .spec import WSE1, WSE2, WSE3, WaferSpec
 from .wafer import Wafer
 
-# The range outside which a value is surely in another unit than its field's name says.
+# The range outside which a value is surely in another unit than its field's name says; those that begin at 0 may be 0.
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "rows": (1, 1e6), "cols": (1, 1e6), "clock_hz": (1e6, 1e11), "sram_per_pe_bytes": (64, 1e9), "code_per_pe_bytes": (0, 1e9),
     "sram_bytes_per_cycle": (0.1, 1e5), "link_bits": (1, 1e5), "wavelet_cycles": (1e-3, 1e3), "hop_cycles": (1e-2, 1e3),
@@ -28,7 +28,6 @@ PLAUSIBLE: dict[str, tuple[float, float]] = {
     "peak_watts": (1e-3, 1e9), "joules_per_flop": (0, 1e-6), "joules_per_sram_byte": (0, 1e-6), "joules_per_link_byte": (0, 1e-6),
     "area_mm2": (1e-2, 1e7),
 }  # fmt: skip
-MAY_BE_ZERO = {name for name, (low, _) in PLAUSIBLE.items() if low == 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,26 +73,11 @@ class System:
     area_mm2: Any
 
     def __post_init__(self) -> None:
-        self.check(jax_arrays=False)  # a gradient with respect to a system is one, too
+        self.check(jax_arrays=False)
 
     def check(self, jax_arrays: bool = True) -> None:
         """Raises ValueError where a field cannot be of a machine; that of a tracer is not known."""
-        for field, (low, high) in PLAUSIBLE.items():
-            value = getattr(self, field)
-            if jax_arrays and isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
-                value = np.asarray(value)
-            if isinstance(value, bool | str | bytes | complex | list | tuple | dict):
-                raise ValueError(f"{field}={value!r}: must be a number")
-            if not isinstance(value, int | float | np.number | np.ndarray):
-                continue  # a tracer, or a placeholder of a tree
-            least, most = np.min(value), np.max(value)
-            if not (np.all(np.isfinite(value)) and (least > 0 or (least == 0 and field in MAY_BE_ZERO))):
-                wanted = "not negative" if field in MAY_BE_ZERO else "positive"
-                raise ValueError(f"{field}={value!r}: must be finite and {wanted}")
-            if not (low <= least and most <= high):
-                raise ValueError(
-                    f"{field}={value!r}: outside {low:g} to {high:g}, what any machine has; is it in the unit that the name says?"
-                )
+        check_fields(self, PLAUSIBLE, jax_arrays)
         code, sram = self.code_per_pe_bytes, self.sram_per_pe_bytes
         if all(isinstance(v, int | float) for v in (code, sram)) and code >= sram:
             raise ValueError(f"code_per_pe_bytes={code!r}: leaves nothing of sram_per_pe_bytes={sram!r} for data")
@@ -104,10 +88,7 @@ class System:
         Raises:
           ValueError: a name that is no field.
         """
-        names = [f.name for f in dataclasses.fields(self)]
-        if unknown := [name for name in changes if name not in names]:
-            raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: a System has no such field; it has {', '.join(names)}")
-        return dataclasses.replace(self, **changes)
+        return replaced(self, changes)
 
     def of(self, wafer: Wafer) -> System:
         """This system with the logical mesh of one wafer: its size, and the mean dilation and worst congestion of its links."""
