@@ -144,7 +144,7 @@ def test_the_time_of_a_token_is_its_rate_turned_over(experiment, gpus, context):
 def test_sixteen_gpus_are_two_nodes():
     config = dict(input_len=2048, output_len=128)
     assert served("llm_end_to_end", "16", **config) == served("llm_end_to_end", "2x8", **config)
-    assert served("llm_end_to_end", "4x8", **config) > served("llm_end_to_end", "2x8", **config)
+    assert served("llm_end_to_end", "4x8", **config) < served("llm_end_to_end", "2x8", **config)  # all-reduces eat what is gained
 
 
 @given(size=st.floats(1, 2**33), nodes=st.sampled_from([1, 2, 4, 8]))

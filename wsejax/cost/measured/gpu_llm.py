@@ -43,8 +43,8 @@ def _all_reduce_seconds(point: Point, size_bytes: float, constants: Mapping[str,
     nodes, each = count(point)
     if nodes * each == 1:
         return 0.0
-    where = "node" if nodes == 1 else "cluster"
-    return constants[f"{where}_us"] * 1e-6 + size_bytes / (constants[f"{where}_gbs"] * 1e9)
+    where, steps = ("node", 1.0) if nodes == 1 else ("cluster", float(levels(nodes)))
+    return steps * constants[f"{where}_us"] * 1e-6 + size_bytes / (constants[f"{where}_gbs"] * 1e9)
 
 
 def decode_seconds(point: Point, llm: LLM, context: float, constants: Mapping[str, float]) -> float:
@@ -159,7 +159,9 @@ GROUPS: tuple[Group, ...] = (
             "peak_share": _share(_SERVED["peak_share"], "share of the dense peak that prefill reaches"),
             "node_us": _time(_SERVED["node_us"], "fixed time of an all-reduce in a node"),
             "node_gbs": _rate(_SERVED["node_gbs"], "its rate"),
-            "cluster_us": _time(_SERVED["cluster_us"], "fixed time of an all-reduce over nodes"),
+            "cluster_us": _time(
+                _SERVED["cluster_us"], "fixed time of an all-reduce over two nodes; more form a tree, whose levels cost as much each"
+            ),
             "cluster_gbs": _rate(_SERVED["cluster_gbs"], "its rate"),
             "serving_factor": Constant(
                 _SERVED["serving_factor"], 0.5, 10.0, "", "time of a request of 2,048 tokens or less over that of its phases alone"
