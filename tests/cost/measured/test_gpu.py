@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,13 +138,13 @@ def test_a_request_s_rate_has_no_cliff(short, more):
 
 @given(st.sampled_from(["llm_decode", "llm_prefill"]), st.sampled_from(["1", "8", "2x8"]), st.integers(64, 8000))
 def test_the_time_of_a_token_is_its_rate_turned_over(experiment, gpus, context):
-    config = dict(model="LLaMA3-8B", gpus=gpus, context=context)
+    config: dict[str, Any] = dict(model="LLaMA3-8B", gpus=gpus, context=context)
     as_time = predicted(point(experiment, A100_NODES, "time_per_token", "ms/token", "SGLang", **config))
     assert as_time == pytest.approx(1e3 / served(experiment, gpus, context=context))
 
 
 def test_sixteen_gpus_are_two_nodes():
-    config = dict(input_len=2048, output_len=128)
+    config: dict[str, Any] = dict(input_len=2048, output_len=128)
     assert served("llm_end_to_end", "16", **config) == served("llm_end_to_end", "2x8", **config)
     assert served("llm_end_to_end", "4x8", **config) < served("llm_end_to_end", "2x8", **config)  # all-reduces eat what is gained
 
@@ -164,7 +166,7 @@ def test_what_one_gpu_sends_another_gets_a_rate_that_grows_with_the_message(size
 
 
 def test_wider_elements_take_longer_in_a_stencil():
-    config = dict(width=10_000, height=10_000, radius=1, iterations=1e6)
+    config: dict[str, Any] = dict(width=10_000, height=10_000, radius=1, iterations=1e6)
     us = [predicted(point("stencil_2d_star", "H100", "time_per_iteration", "us", "", dtype=d, **config)) for d in ("fp16", "fp32", "fp64")]
     assert us[0] < 0.6 * us[1] < 0.6**2 * us[2]
 

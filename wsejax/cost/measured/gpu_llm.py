@@ -159,9 +159,7 @@ GROUPS: tuple[Group, ...] = (
             "peak_share": _share(_SERVED["peak_share"], "share of the dense peak that prefill reaches"),
             "node_us": _time(_SERVED["node_us"], "fixed time of an all-reduce in a node"),
             "node_gbs": _rate(_SERVED["node_gbs"], "its rate"),
-            "cluster_us": _time(
-                _SERVED["cluster_us"], "fixed time of an all-reduce over two nodes; more form a tree, whose levels cost as much each"
-            ),
+            "cluster_us": _time(_SERVED["cluster_us"], "fixed time of an all-reduce over two nodes, for each level of a tree of more"),
             "cluster_gbs": _rate(_SERVED["cluster_gbs"], "its rate"),
             "serving_factor": Constant(
                 _SERVED["serving_factor"], 0.5, 10.0, "", "time of a request of 2,048 tokens or less over that of its phases alone"
