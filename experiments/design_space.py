@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -103,7 +102,7 @@ def front(seconds: np.ndarray, watts: np.ndarray, area_mm2: np.ndarray) -> np.nd
 
 
 def plot(name: str, found: dict[str, Any], path: Path) -> Figure:
-    from wsejax.report.plots import _figure, _save
+    from wsejax.report.plots import _figure, _save, _scale
 
     figure = _figure(8, 5)
     axes = figure.add_subplot()
@@ -111,7 +110,14 @@ def plot(name: str, found: dict[str, Any], path: Path) -> Figure:
     axes.scatter(some["watts"], some["tokens_per_second"], s=1, color="#c9d3df", label="designs (a sample)", rasterized=True)
     best = found["front"]
     dots = axes.scatter(
-        best["watts"], best["tokens_per_second"], s=8, c=best["area_mm2"], cmap="viridis", norm=LogNorm(), label="the front", zorder=2
+        best["watts"],
+        best["tokens_per_second"],
+        s=8,
+        c=best["area_mm2"],
+        cmap="viridis",
+        label="the front",
+        zorder=2,
+        norm=_scale(min(best["area_mm2"]), max(best["area_mm2"])),
     )
     axes.scatter([found["cs3"]["watts"]], [found["cs3"]["tokens_per_second"]], s=60, marker="*", color="#c0182b", label="CS-3", zorder=3)
     axes.set(xscale="log", yscale="log", xlabel="modelled watts", ylabel="modelled tokens/s", title=f"One training step of {name}")

@@ -36,13 +36,18 @@ def changed(base: str, changes: tuple[str, ...]) -> System:
     """
     values: dict[str, float] = {}
     for text in changes:
-        name, equals, value = text.partition("=")
+        field, equals, value = text.partition("=")
+        name = field.strip().replace("-", "_")
         try:
-            values[name.strip().replace("-", "_")] = float(value)
+            number = float(value)
         except ValueError:
-            raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64") from None
+            equals = ""
         if not equals:
             raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64")
+        if name == "name" or name in values:
+            reason = "is given twice" if name in values else "is no number"
+            raise ValueError(f"--set {text}: {name} {reason}; give each field once, such as --set link_bits=64")
+        values[name] = number
     return system(base).replace(**values)
 
 
@@ -104,9 +109,9 @@ class Specs:
         fields = [f.name for f in dataclasses.fields(System) if f.name != "name"]
         prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in fields]
         parts = (
-            table(("wafer", *specs), figures),
+            table(("wafer", *specs), figures, fold={"wafer": 20, **dict.fromkeys(specs, 12)}),
             "sources: beside each figure in wsejax/hardware/spec.py\n",
-            table(("what modelled prices take, by field", *systems), prices),
+            table(("what modelled prices take, by field", *systems), prices, fold={"what modelled prices take, by field": 30}),
             "change one with --set, such as `wsejax cost gpt2 --set link_bits=64`; sources in wsejax/hardware/system.py",
         )
         return Output(data, parts)
@@ -149,6 +154,11 @@ class WaferCommand:
 
     def defects(self, spec: WaferSpec) -> DefectMap:
         if self.dead_pes is None:
+            if (expected := self.per_mm2 * spec.area_mm2) > 100 * spec.pes:
+                raise ValueError(
+                    f"--per-mm2 {self.per_mm2:g}: that is {expected:.3g} defects on {spec.pes:,} PEs, and none would live; give less,"
+                    " such as 0.001"
+                )
             return DefectMap.sample(spec, per_mm2=self.per_mm2, clustering=self.clustering, seed=self.seed)
         return DefectMap.uniform(spec, dead_pe_fraction=self.dead_pes, dead_link_fraction=self.dead_links, seed=self.seed)
 
@@ -187,7 +197,7 @@ class WaferCommand:
             ("logical links over one physical", f"{routes.congestion} at most"),
             ("colours that keep routes from deadlock", f"{routes.colours}"),
         ]
-        parts: list[Any] = [table((f"{spec.name}, seed {self.seed}", ""), rows)]
+        parts: list[Any] = [table((f"{spec.name}, seed {self.seed}", ""), rows, fold={"": 30})]
         for path, write, what in ((self.out, lambda p: plot_wafer(wafer, p), "picture"), (self.defects_out, defects.save, "defects")):
             if path is not None:
                 write(path)

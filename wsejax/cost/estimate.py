@@ -179,10 +179,14 @@ class _Ways:
         return max(0.0, capacity - sum(v for k, v in parts.items() if k != self.grows)) / self.token_bytes
 
 
+def largest_layer_parameters(llm: LLM) -> int:
+    """Weights of a block, or of the table of tokens where that is larger."""
+    return max(llm.block_parameters, llm.vocab_size * llm.width)
+
+
 def _two_layers(llm: LLM, wafers: int, weight_bytes: float) -> dict[str, float]:
     """Every wafer holds the weights of the layer at hand, and the next one's as they come in."""
-    layer = max(llm.block_parameters, llm.vocab_size * llm.width)
-    return {"weights of two layers": 2.0 * layer * weight_bytes * wafers}
+    return {"weights of two layers": 2.0 * largest_layer_parameters(llm) * weight_bytes * wafers}
 
 
 def _training(llm: LLM, wafers: int, tokens: float, each: Mapping[str, float], recompute: bool) -> _Ways:
