@@ -52,5 +52,5 @@ def test_wafers_without_a_mesh_are_counted(capsys):
 
 
 def test_half_a_size_is_refused():
-    with pytest.raises(SystemExit, match="rows=4 and cols=None"):
+    with pytest.raises(ValueError, match="rows=4 and cols=None"):
         study(Settings(rows=4), Console())

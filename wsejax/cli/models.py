@@ -13,7 +13,7 @@ from wsejax.cost.estimate import fits
 from wsejax.cost.table import load_points
 from wsejax.cost.validation import validate
 from wsejax.cost.workload import Workload
-from wsejax.report import comparison_table, error_of, plot_breakdown, plot_validation, validation_table
+from wsejax.report import Sheet, comparison_table, error_of, plot_breakdown, plot_validation, validation_table
 
 from .machine import changed
 from .output import Output, table, with_unit
@@ -137,7 +137,8 @@ class Models:
         count = lambda one: (with_unit(one.parameters, "").strip(), one.layers, one.width, f"{one.heads}/{one.kv_heads}", one.ffn_width)
         rows = [(one.name, *count(one), one.vocab_size, one.context) for one in found]
         columns = ("model", "weights", "layers", "width", "heads/kv", "ffn", "vocabulary", "context")
-        return Output(data, [table(columns, rows), "any of these, or a JSON file with these dimensions, wherever a command takes a model"])
+        made = Sheet(columns, rows, drop=("ffn", "heads/kv", "vocabulary"))
+        return Output(data, [made, "any of these, or a JSON file with these dimensions, wherever a command takes a model"])
 
 
 @dataclasses.dataclass(frozen=True)

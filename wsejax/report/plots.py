@@ -156,6 +156,7 @@ def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     hops.set(xlabel="mean hops of a logical link", ylabel="wafers")
     for axes in (size, hops):
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     if several:
         longest, mean = panels[1]
         longest.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)

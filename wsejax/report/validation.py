@@ -99,8 +99,14 @@ def _aim(g: GroupErrors) -> str:
 def _constants(constants: Mapping[str, float], units: Mapping[str, str]) -> str:
     if not constants:
         return "none"
-    plain = lambda name, unit: name.removesuffix(f"_{unit}").replace("_", " ")
-    return ", ".join(f"{plain(name, units.get(name, ''))} {value:.4g} {units.get(name, '')}".strip() for name, value in constants.items())
+    return ", ".join(_constant(name, value, units.get(name, "")) for name, value in constants.items())
+
+
+def _constant(name: str, value: float, unit: str) -> str:
+    """ "network_gbs" in GB/s -> "network 1.5 GB/s"; a pure number has no unit."""
+    for spelled in (f"_{unit}", *(("_gb_per_second", "_gbs") if unit == "GB/s" else ())):
+        name = name.removesuffix(spelled)
+    return f"{name.replace('_', ' ')} {value:.4g} {'' if unit == '1' else unit}".strip()
 
 
 def _bounds(v: Validation) -> Sheet:
