@@ -29,6 +29,7 @@ COMMANDS: dict[str, Any] = {
     "trace": Trace,
     "validate": Validate,
 }
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 DESCRIPTION = (
     "A functional emulator of a wafer-scale engine: what the machine is, what a program does on it, and what that would take. "
     "Every wafer time is modelled, and none is measured. --version tells which wsejax this is."
@@ -72,7 +73,7 @@ def _main(arguments: Sequence[str]) -> int:
         args=arguments,
         prog="wsejax",
         description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        config=CONFIG,
     )
     try:
         output = command.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ from wsejax.report import plot_wafer
 from .output import Output, table, with_unit
 
 SPECS = {"wse1": WSE1, "wse2": WSE2, "wse3": WSE3}
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(System) if f.name != "name")
 
 
 def spec_of(name: str) -> WaferSpec:
@@ -44,6 +48,10 @@ def changed(base: str, changes: tuple[str, ...]) -> System:
             equals = ""
         if not equals:
             raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64")
+        if name not in FIELDS and name != "name":
+            near = difflib.get_close_matches(name, FIELDS, n=4, cutoff=0.4)
+            hint = f"near it: {', '.join(near)}; " if near else ""
+            raise ValueError(f"--set {text}: a machine has no {name}; {hint}`wsejax specs` lists its fields")
         if name == "name" or name in values:
             reason = "is given twice" if name in values else "is no number"
             raise ValueError(f"--set {text}: {name} {reason}; give each field once, such as --set link_bits=64")
@@ -106,8 +114,7 @@ class Specs:
             "systems": {name: dataclasses.asdict(s) for name, s in systems.items()},
         }
         figures = [(label, *(text(s) for s in specs.values())) for label, text in FIGURES]
-        fields = [f.name for f in dataclasses.fields(System) if f.name != "name"]
-        prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in fields]
+        prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in FIELDS]
         parts = (
             table(("wafer", *specs), figures, fold={"wafer": 20, **dict.fromkeys(specs, 12)}),
             "sources: beside each figure in wsejax/hardware/spec.py\n",

@@ -87,7 +87,6 @@ class Compare:
     """Sequences of a step, over all machines."""
     seq: int | None = None
     """Tokens of a sequence; the model's context, at most 2048, where it is left out."""
-    micro_batches: int = 1
     micro_batches: int | None = None
     """Of each wafer, each streaming all weights; as many as activations need, at what they cost in published runs, where it is left out."""
     dollars_per_hour: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="SYSTEM=NUMBER")] = ()

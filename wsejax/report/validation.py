@@ -63,7 +63,7 @@ def plot_validation(v: Validation, path: str | os.PathLike[str]) -> Figure:
     for factor, style in ((1.0, "-"), (1.2, ":"), (1 / 1.2, ":")):
         above.plot(ends, ends * factor, style, color="#5b6675", linewidth=0.9)
         below.axhline(factor, linestyle=style, color="#5b6675", linewidth=0.9)
-    colours = matplotlib.colormaps["tab10"].colors  # few that tell apart; groups of the same colour have other marks
+    colours = matplotlib.color_sequences["tab10"]  # few that tell apart; groups of the same colour have other marks
     for n, (name, pairs) in enumerate(sorted(of.items())):
         measured, modelled = (np.array(side) for side in zip(*pairs, strict=True))
         mark, colour = _MARKERS[n // len(colours) % len(_MARKERS)], colours[n % len(colours)]
