@@ -151,3 +151,15 @@ def test_bad_input_is_named(options, message):
         fits(llm("gpt2"), CS3, **options)
     with pytest.raises(ValueError, match="optimizer_bytes=-1"):
         training_bytes(1e9, optimizer_bytes=-1)
+
+
+def test_what_does_not_fit_at_once_may_fit_in_micro_batches():
+    """The note's micro-batch fits, and one of one more token does not."""
+    llm = LLM(name="7B", layers=32, width=4096, heads=32, kv_heads=32, head_width=128, ffn_width=11008, vocab_size=32000, context=4096)
+    fit = fits(llm, CS3, "train", tokens=131072)
+    assert fit.verdict == "does not fit"
+    (note,) = [note for note in fit.notes if note.startswith("in micro-batches")]
+    parts, tokens = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note)[:2])
+    assert parts == -(-131072 // tokens)
+    assert fits(llm, CS3, "train", tokens=tokens).verdict == "streamed"
+    assert fits(llm, CS3, "train", tokens=tokens + 1).verdict == "does not fit"

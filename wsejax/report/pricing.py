@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,7 +135,7 @@ def plot_timeline(timeline: Timeline, path: str | os.PathLike[str], error: str =
     axes.set_yticks(range(len(TRACKS)), TRACKS)
     axes.invert_yaxis()
     left = f", {timeline.left_out:,} later kernels not drawn" if timeline.left_out else ""
-    below = "modelled milliseconds" + (f"\n{error}" if error else "")
+    below = "modelled milliseconds" + "".join(f"\n{line}" for line in textwrap.wrap(error, 110))
     axes.set(xlabel=below, title=f"Modelled run on {timeline.system.name}{left}", xlim=(0, timeline.cycles * scale or 1))
     axes.grid(axis="x", alpha=0.3)
     return _save(figure, path)
