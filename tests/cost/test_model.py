@@ -51,10 +51,14 @@ class Attention(nnx.Module):
 
 class Convolutions(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        self.one, self.two = nnx.Conv(3, 16, (3, 3), padding="VALID", rngs=rngs), nnx.Conv(16, 8, (3, 3), padding="VALID", rngs=rngs)
+        self.one, self.two = nnx.Conv(3, 64, (3, 3), rngs=rngs), nnx.Conv(64, 64, (3, 3), strides=2, rngs=rngs)
+        self.three, self.four = (
+            nnx.Conv(64, 64, (3, 3), feature_group_count=64, rngs=rngs),
+            nnx.ConvTranspose(64, 16, (3, 3), strides=2, rngs=rngs),
+        )
 
     def __call__(self, x):
-        return self.two(nnx.relu(self.one(x)))
+        return self.four(self.three(nnx.relu(self.two(nnx.relu(self.one(x))))))
 
 
 MODELS = {"mlp": (Mlp, (128, 64)), "attention": (Attention, (8, 32, 64)), "convolutions": (Convolutions, (8, 16, 16, 3))}
@@ -63,7 +67,7 @@ MODELS = {"mlp": (Mlp, (128, 64)), "attention": (Attention, (8, 32, 64)), "convo
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize("name", MODELS)
 def test_flops_are_those_of_jax_roofline(name: str, backward: bool) -> None:
-    """Within 1%, as asked; of a convolution's gradient JAX leaves out what falls on padding, which a wafer computes."""
+    """Within 1%, as asked."""
     module, shape = MODELS[name]
     graph, params = nnx.split(nnx.eval_shape(lambda: module(nnx.Rngs(0))))
     forward = lambda params, x: nnx.merge(graph, params)(x)
@@ -71,8 +75,7 @@ def test_flops_are_those_of_jax_roofline(name: str, backward: bool) -> None:
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     _, jax_counts = roofline.roofline(f)(params, x)
     ours = wse.cost(lower(f, params, x)).price.flops
-    tolerance = 0.01 if not (backward and name == "convolutions") else 0.35
-    assert ours == pytest.approx(jax_counts.unfused_flops, rel=tolerance)
+    assert ours == pytest.approx(jax_counts.unfused_flops, rel=0.01)
 
 
 def test_flops_of_a_whole_step_are_six_a_weight_and_token() -> None:
@@ -84,9 +87,11 @@ def test_flops_of_a_whole_step_are_six_a_weight_and_token() -> None:
 
 
 def test_a_price_does_not_depend_on_tiles_or_on_scan() -> None:
-    """The grid that is priced is the machine's. Layouts come from the tiles, and are the same here; a loop is its body as often."""
-    costs = [wse.cost(train(tiles=tiles)).price.cycles for tiles in ((1, 1), (2, 2), (4, 4))]
-    assert costs[1:] == pytest.approx(costs[:1] * 2, rel=0.02)
+    """The grid that is priced is the machine's. Layouts come from the tiles: where 16 do not divide a batch of 8 some data moves that
+    else need not. A loop is its body as often."""
+    costs = [wse.cost(train(tiles=tiles)).price.cycles for tiles in ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))]
+    assert costs[1:] == pytest.approx(costs[:1] * 4, rel=0.25)
+    assert costs[1:4] == pytest.approx(costs[:1] * 3, rel=0.05)
 
     def layers(x, ws, unroll):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws, unroll=unroll)[0]
@@ -164,14 +169,57 @@ def test_unknown_lengths_give_bounds_not_guesses() -> None:
     assert twenty.price.flops - ten.price.flops == ten.price.flops - wse.cost(lowered, while_trips=0).price.flops > 0
     with pytest.raises(wse.UnknownTripsError, match="while_trips"):
         stacked_work(lowered)
-    with pytest.raises(ValueError, match="while_trips=-1"):
-        wse.cost(lowered, while_trips=-1)
+    for wrong in (-1, 2.5, "3", True, {"nowhere.py:1 (f)": 3}):
+        with pytest.raises(ValueError, match="while_trips"):
+            wse.cost(lowered, while_trips=wrong)
+    assert wse.cost(lowered, while_trips=np.int64(10)).step_seconds == ten.step_seconds
+
+
+def test_bounds_of_branches() -> None:
+    """A branch without work is one, and branches of one source line are those of their own `cond`."""
+    x, flag = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    product = wse.cost(lower(lambda x: x @ x, x)).price.cycles
+    some = wse.cost(lower(lambda p, x: jax.lax.cond(p, lambda x: x @ x, lambda x: x, x), flag, x))
+    read = some.price.cycles  # of the flag, a number
+    assert read < 20
+    assert some.most_cycles == pytest.approx(product + read)
+    pick = lambda p, f, g, x: jax.lax.cond(p, f, g, x)
+    one, three = lambda x: x @ x, lambda x: x @ x @ x @ x
+    twice = wse.cost(lower(lambda p, q, x: pick(q, one, three, pick(p, three, one, x)), flag, flag, x))
+    assert (twice.price.cycles, twice.most_cycles) == (pytest.approx(2 * product + 2 * read), pytest.approx(6 * product + 2 * read))
+
+
+def test_what_moves_in_the_emulation_moves_in_the_price() -> None:
+    table, rows, x = (jax.ShapeDtypeStruct(s, d) for s, d in (((512, 64), jnp.float32), ((128,), jnp.int32), ((64, 64), jnp.float32)))
+    programs = [
+        (lambda e, i: e[i], (table, rows)),
+        (lambda e, i: jnp.take_along_axis(e, jnp.broadcast_to(i[:, None], (128, 64)), 0), (table, rows)),
+        *((f, (x,)) for f in (
+            lambda x: x[5], lambda x: x[63:], lambda x: jnp.roll(x, 1, 0), lambda x: jnp.pad(x, ((1000, 0), (0, 0))),
+            lambda x: jnp.cumsum(x, 0), lambda x: jnp.argmax(x, 1), lambda x: jax.lax.top_k(x, 3), lambda x: jnp.sort(x, 0),
+            lambda x: jnp.fft.fft(x, axis=0), jnp.linalg.cholesky,
+        )),
+    ]  # fmt: skip
+    for f, args in programs:
+        program = lower(f, *args).program
+        assert wse.cost(program).price.cycles > 0
+        if any(c.byte_hops for c in program.calls if c.primitive != "result"):
+            assert wse.cost(program).price.byte_hops > 0, program
+
+
+def test_a_factorisation_counts_its_shorter_side_and_a_solve_its_right_hand_sides() -> None:
+    flops = lambda f, *shapes: wse.cost(lower(f, *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))).price.flops
+    wide, high = (flops(lambda x: jnp.linalg.qr(x, mode="r"), shape) for shape in ((8, 1000), (1000, 8)))
+    assert 0.2 < wide / high < 5
+    one, many = (flops(lambda a, b: jax.scipy.linalg.solve_triangular(a, b), (64, 64), (64, n)) for n in (1, 64))
+    assert many == pytest.approx(64 * one, rel=0.1)
 
 
 def test_what_is_not_on_the_fabric_is_priced_as_one_pe() -> None:
     on_the_host = lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     lowered = wse.jit(on_the_host, wse.Wafer(wse.WSE3, tiles=(2, 2), devices=(1, 1)), strict=False).lower(x)
+    assert float(price(stacked_work(lowered), wse.CS3).cycles) == pytest.approx(wse.cost(lowered).price.cycles, rel=1e-5)
     assert wse.cost(lowered).price.compute_cycles >= 64 * 64 / wse.CS3.fp32_copies_per_cycle
 
 

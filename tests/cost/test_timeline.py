@@ -34,6 +34,21 @@ def test_a_loop_runs_trip_by_trip() -> None:
     assert kernels == ["gemm", "tanh"] * 3
 
 
+def test_loops_of_one_line_follow_one_another() -> None:
+    run = lambda fn, x: jax.lax.fori_loop(0, 3, lambda i, x: fn(x), x)
+    line = wse.timeline(lower(lambda x: run(jnp.exp, run(jnp.tanh, x)), jax.ShapeDtypeStruct((64, 64), jnp.float32)))
+    kernels = [e.name.split()[0] for e in line.events if e.track == "kernels"]
+    assert [k for k in kernels if k in ("tanh", "exp")] == ["tanh"] * 3 + ["exp"] * 3
+
+
+def test_a_long_loop_is_cut_short() -> None:
+    f = lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.tanh(x), x)
+    lowered = lower(f, jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    line = wse.timeline(lowered, max_kernels=100)
+    assert line.left_out > 10**9 - 200
+    assert line.cycles == pytest.approx(wse.cost(lowered).price.cycles)
+
+
 def test_it_opens_as_a_trace(tmp_path) -> None:
     line = wse.timeline(train(), streamed=True, max_kernels=50)
     assert line.left_out > 0

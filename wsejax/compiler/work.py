@@ -52,7 +52,7 @@ def flops_of(op: Op) -> int:
     """Floating-point operations of one op without bodies."""
     out = math.prod(op.outs[0].shape) if op.outs else 0
     if op.name == "dot_general":
-        return _product(op, (), (), ()).flops
+        return _product(op).flops
     if op.name == "conv_general_dilated":
         return _convolution(op).flops
     if op.name in REDUCTIONS:
@@ -79,8 +79,8 @@ def work_of(op: Op, ins: Sequence[Layout], outs: Sequence[Layout], topology: str
     if op.name in ("ring_attention", "ring_attention_gradient"):
         return _attention(op, ins[0])
     if op.name == "dot_general":
-        product = _product(op, ins[0], ins[1], outs[0])
-        return (product,) if product.count * product.m * product.k * product.n else ()
+        product = _product(op)
+        return (product,) if product.flops else ()
     if op.name == "conv_general_dilated":
         product = _convolution(op)
         return (product,) if product.flops else ()
@@ -172,16 +172,12 @@ def _lines(op: Op, x: Value, lay: Layout, topology: str) -> list[Work]:
     return found
 
 
-def _product(op: Op, la: Layout, lb: Layout, out: Layout) -> Product:
+def _product(op: Op) -> Product:
     a, b = op.ins
     (ac, bc), (ab, bb) = op.params["dimension_numbers"]
     size = lambda v, dims: math.prod(v.shape[d] for d in dims)
     kept = lambda v, c, batch: [d for d in range(v.ndim) if d not in c and d not in batch]
-    along = lambda axis: math.prod(a.shape[d] for n, d in enumerate(ab) if n < len(out) and out[n] == axis)
-    batch_y, batch_x = along("y"), along("x")
-    batch = size(a, ab) // max(1, batch_y * batch_x)
-    width = max(_width(a), _width(b))
-    return Product(size(a, kept(a, ac, ab)), size(a, ac), size(b, kept(b, bc, bb)), width, batch, batch_y, batch_x)
+    return Product(size(a, kept(a, ac, ab)), size(a, ac), size(b, kept(b, bc, bb)), max(_width(a), _width(b)), size(a, ab))
 
 
 def _convolution(op: Op) -> Product:
@@ -212,9 +208,7 @@ def _attention(op: Op, lay: Layout) -> tuple[Work, ...]:
     q, k = op.ins[:2]
     batch, rows, heads, dim = q.shape
     back = op.name.endswith("gradient")
-    on = lambda axis: math.prod(n for n, a in ((batch, lay[0]), (heads, lay[2])) if a == axis)
-    rest = batch * heads // (on("y") * on("x"))
-    product = Product(rows, dim, k.shape[1], _width(q), rest * (5 if back else 2), on("y"), on("x"))
+    product = Product(rows, dim, k.shape[1], _width(q), batch * heads * (5 if back else 2))
     scores = batch * heads * rows * k.shape[1]
     found: list[Work] = [product, Elementwise(scores, _width(q), 1, scores, 4 * scores)]
     if lay[1]:
@@ -242,7 +236,8 @@ def _windows(op: Op, out: Layout) -> list[Work]:
 
 
 def weights_of(graph: Graph) -> list[Value]:
-    """The floating-point arguments that products, convolutions or tables read, as they are or through views, casts and loops."""
+    """The floating-point arguments that products, convolutions or tables read, as they are or through views, casts and loops; of a product
+    of two arguments the second."""
     found: dict[Value, None] = {}
     _trace_weights(graph, {v: v for v in graph.ins if jnp.issubdtype(v.dtype, jnp.floating) and v.ndim}, found)
     return list(found)
@@ -251,8 +246,9 @@ def weights_of(graph: Graph) -> list[Value]:
 def _trace_weights(graph: Graph, views: dict[Value, Value], found: dict[Value, None]) -> None:
     for op in graph.ops:
         if op.name in ("dot_general", "conv_general_dilated", "gather"):
-            operands = op.ins[:1] if op.name == "gather" else op.ins[:2]
-            found.update(dict.fromkeys(views[v] for v in operands if v in views))
+            # of a product of two arguments the second one is the weight, as in x @ w
+            operand = next((v for v in (op.ins[:1] if op.name == "gather" else op.ins[1::-1]) if v in views), None)
+            found.update({} if operand is None else {views[operand]: None})
         elif op.name in FREE or op.name == "convert_element_type":
             views.update((out, views[v]) for v, out in zip(op.ins, op.outs, strict=False) if v in views)
         elif op.name in ("scan", "while", "cond"):

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.tree_util
 
-from .records import check_fields, replaced
+from wsejax.hardware.records import check_fields, replaced
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "bf16_flops_per_second": (1e9, 1e18), "fp8_flops_per_second": (1e9, 1e18), "fp32_flops_per_second": (1e8, 1e18),

@@ -36,8 +36,8 @@ def pe_mm2(system: System) -> Any:
 
 
 def on_area(system: System, like: System, area_mm2: Any) -> System:
-    """The design with as many PEs as fit on an area on which `like` would have its own, in its proportions of rows and columns. Lanes
-    that a program keeps busy, idle power and peak power follow the lanes and the area."""
+    """The design with as many PEs as fit on an area on which `like` would have its own, in its proportions of rows and columns. What
+    a program keeps busy of the lanes, and the ports of the SRAM that feed them, follow the lanes; idle and peak power follow the area."""
     grown = area_mm2 / like.area_mm2 * pe_mm2(like) / pe_mm2(system)
     side, lanes = grown**0.5, system.fp16_fma_per_cycle / like.fp16_fma_per_cycle
     leaking = 1.0 - LEAKAGE_SHARE + LEAKAGE_SHARE * area_mm2 / like.area_mm2
@@ -46,6 +46,11 @@ def on_area(system: System, like: System, area_mm2: Any) -> System:
         cols=like.cols * side,
         area_mm2=area_mm2,
         idle_watts=like.idle_watts * leaking,
+        peak_watts=like.peak_watts * area_mm2 / like.area_mm2,
+        fp32_fma_per_cycle=like.fp32_fma_per_cycle * lanes,
+        sustained_fp16_fma_per_cycle=like.sustained_fp16_fma_per_cycle * lanes,
+        sustained_fp32_fma_per_cycle=like.sustained_fp32_fma_per_cycle * lanes,
+        sram_bytes_per_cycle=like.sram_bytes_per_cycle * lanes,
         gemm_fp16_fma_per_cycle=like.gemm_fp16_fma_per_cycle * lanes,
         gemm_fp32_fma_per_cycle=like.gemm_fp32_fma_per_cycle * lanes,
         fp16_copies_per_cycle=like.fp16_copies_per_cycle * lanes,
@@ -101,7 +106,8 @@ def price_step(step: Step, system: System) -> StepPrice:
     room = jnp.maximum(system.sram_bytes - step.layer_bytes, 0.0)
     weights = step.passes * step.weight_bytes
     kept, sent = ceil((step.saved_bytes + step.working_bytes) / room), ceil(step.working_bytes / room)
-    kept_bytes, sent_bytes = kept * weights, sent * weights + step.saved_bytes
+    streamed = lambda times: jnp.where(jnp.isinf(times), jnp.inf, times * weights)
+    kept_bytes, sent_bytes = streamed(kept), streamed(sent) + step.saved_bytes
     micro = jnp.where(kept_bytes <= sent_bytes, kept, sent)
     compute = system.seconds(work.cycles)
     io = least(kept_bytes, sent_bytes) / system.io_bytes_per_second + system.io_latency_seconds

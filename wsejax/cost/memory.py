@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,17 @@ from jaxtyping import Float
 
 from wsejax.compiler import Graph, Layouts, Lowered, Op, Value
 from wsejax.compiler.ir import scan_split
-from wsejax.compiler.work import FREE
-from wsejax.hardware import CS3, System
+from wsejax.compiler.work import FREE, MATRICES, REDUCTIONS
+from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.relayout import Layout
 
 REPLICATED_BYTES = 1024
 PRODUCTS = ("dot_general", "conv_general_dilated", "ring_attention", "ring_attention_gradient")
 STREAMED_KINDS = ("inputs", "saved", "activations", "buffers")  # what is on the wafer when weights are not
+# whose result is not written over an operand
+ELSEWHERE = {
+    *PRODUCTS, *REDUCTIONS, *MATRICES, "concatenate", "dynamic_slice", "fft", "gather", "pad", "rev", "slice", "sort", "stack", "tile",
+}  # fmt: skip
 KINDS = ("weights", "state", "inputs", "gradients", "saved", "activations", "buffers")
 
 
@@ -113,20 +118,19 @@ class Memory:
         return total
 
 
-def memory(lowered: Lowered, system: System = CS3) -> Memory:
+def memory(lowered: Lowered, system: System | str = CS3) -> Memory:
     """The high-water mark of SRAM in the fullest PE. Needs shapes only.
 
     Args:
       lowered: what `wse.jit(f, wafer).lower(...)` gives. Arguments are held throughout unless they are donated.
       system: the machine, as for `wse.cost`.
     """
-    plan, chosen = lowered.plan, lowered.chosen
+    plan, chosen, system = lowered.plan, lowered.chosen, as_system(system)
     graph = plan.graph
     weights = set(lowered.weights)
     given_away = {graph.ins[n] for n in lowered.donated}
     kind = {v: "weights" if v in weights else "state" if v in given_away else "inputs" for v in graph.ins}
-    shapes = {tuple(sorted(shape)) for v in weights for shape in (v.shape, v.shape[1:]) if shape}  # a product may make the transpose
-    mark = _Mark(chosen, system, shapes)
+    mark = _Mark(chosen, system, weights if given_away else set())
     mark.layouts.update(zip(graph.ins, plan.ins, strict=True))
     live = {v: kind[v] for v in graph.ins}
     keep = {v for v in graph.ins if v not in given_away} | set(graph.outs)
@@ -152,9 +156,15 @@ class _Moment:
 class _Mark:
     """The walk: which values are alive, and the fullest moment."""
 
-    def __init__(self, chosen: Layouts, system: System, weight_shapes: set[tuple[int, ...]]) -> None:
-        self.chosen, self.system, self.weight_shapes = chosen, system, weight_shapes
+    def __init__(self, chosen: Layouts, system: System, trained: set[Value]) -> None:
+        self.chosen, self.system = chosen, system
         self.layouts: dict[Value, Layout] = {}
+        self.gradients = {self.dims(v, first) for v in trained for first in (0, 1) if v.ndim > first}
+
+    def dims(self, value: Value, first: int = 0) -> tuple[Any, ...]:
+        """Which classes of dimensions a value has, in any order: a gradient has those of its weight, or of a layer's slice of it."""
+        roots = [self.chosen.classes.find((value, d)) for d in range(first, value.ndim)]
+        return tuple(sorted(roots, key=lambda root: (id(root[0]), root[1])))
 
     def pe_bytes(self, value: Value) -> float:
         layout = self.layouts.get(value) or self.chosen[value]
@@ -167,36 +177,45 @@ class _Mark:
         return repeated if repeated <= REPLICATED_BYTES else math.ceil(elements / (rows * cols)) * width
 
     def kind(self, value: Value, op: Op) -> str:
-        if tuple(sorted(value.shape)) in self.weight_shapes:
+        if value.ndim and self.gradients and self.dims(value) in self.gradients:
             return "gradients"
         stacked = op.name == "scan" and op.outs.index(value) >= scan_split(op)[1]
         return "saved" if stacked else "activations"
 
     def walk(
-        self, graph: Graph, live: dict[Value, str], keep: set[Value], results: set[Value] | frozenset[Value] = frozenset()
+        self,
+        graph: Graph,
+        live: dict[Value, str],
+        keep: set[Value],
+        results: set[Value] | frozenset[Value] = frozenset(),
+        elsewhere: Sequence[Value] = (),
     ) -> tuple[_Moment, _Moment]:
         """(the fullest moment, the fullest of what streaming leaves) of a graph whose inputs `live` holds already; `results` are the new
-        state."""
+        state, and who runs the graph has the memory of `elsewhere`."""
         root: dict[Value, Value] = {}
         find = lambda v: find(root[v]) if v in root else v
+        ends = set(graph.outs)
         for op in graph.ops:
-            if op.name in FREE:
-                root.update((out, v) for v, out in zip(op.ins, op.outs, strict=False) if v.const is None)
+            if op.name in FREE and op.ins:
+                ins = op.ins if len(op.ins) == len(op.outs) else op.ins[:1] * len(op.outs)
+                # a copy of one element for many is read in place, but handed out it is as large as it says
+                spread = op.name.startswith("broadcast") and any(out in ends for out in op.outs)
+                root.update((out, v) for v, out in zip(ins, op.outs, strict=True) if v.const is None and not spread)
         last: dict[Value, int] = {}
         for i, op in enumerate(graph.ops):
             last.update((find(v), i) for v in op.ins)
         kept = {find(v) for v in (*keep, *graph.outs)}
-        new_state = {find(v) for v in results}
+        new_state, given = {find(v) for v in results}, {find(v) for v in elsewhere}
         now, sizes = dict(live), {v: self.pe_bytes(v) for v in live}
         best = [self._moment(now, sizes, _NOTHING, "the arguments")] * 2
         for i, op in enumerate(graph.ops):
             dying = [v for v in {find(v) for v in op.ins} if last.get(v) == i and v in now and v not in kept]
-            if not op.bodies and op.name not in PRODUCTS:  # done in place
-                for v in dying:
-                    del now[v]
             for out in op.outs:
                 if find(out) is out:
-                    sizes[out] = self.pe_bytes(out)
+                    sizes[out] = 0.0 if out in given else self.pe_bytes(out)
+                    taken = None if op.bodies or op.name in ELSEWHERE else next((v for v in dying if sizes[v] == sizes[out]), None)
+                    if taken is not None and taken in now:  # done in place
+                        del now[taken]
                     now[out] = self.kind(out, op)
                     if out in new_state and now[out] == "gradients":
                         now[out] = "state"
@@ -221,7 +240,8 @@ class _Mark:
             moving = {"buffers": sum(self.pe_bytes(v) for v in op.ins)} if op.name in PRODUCTS else {}
             here = _Moment(moving, "", ())
             return here, here
-        pairs = [self.walk(body, {}, keep=set()) for body in op.bodies]  # what comes in is held outside, or is a slice of it
+        # what comes in is held outside, or is a slice of it; what goes out is the op's result
+        pairs = [self.walk(body, {}, keep=set(), elsewhere=body.outs) for body in op.bodies]
         return max((p[0] for p in pairs), key=lambda m: m.total(KINDS)), max((p[1] for p in pairs), key=lambda m: m.total(STREAMED_KINDS))
 
 
@@ -255,16 +275,19 @@ def _advice(found: Memory, weights: set[Value]) -> tuple[str, ...]:
             f"streamed, weights, state and gradients ({fixed:,.0f}) stay outside the wafer: it fits with {found.streamed_bytes:,.0f}"
         )
     varying = sum(found.streamed_peak.values()) - found.streamed_peak["inputs"]
-    left = room - (found.streamed_bytes - varying)
+    fixed_bytes = {"code": found.code_bytes, "inputs": found.streamed_peak["inputs"], "weights of a few layers": found.layer_bytes}
+    left = room - sum(fixed_bytes.values())
     if found.streamed_bytes > room and left > 0:
         parts = math.ceil(varying / left)
-        said.append(f"batch: {parts} micro-batches, each of 1/{parts}")
-        if found.peak["saved"] > varying / 2:
-            said.append(
-                f"saved for the backward pass are {found.peak['saved']:,.0f}: recompute them (jax.checkpoint round a layer, or in pieces)"
-            )
+        said.append(f"batch: work through it in {parts} parts (micro-batches, or pieces of a sequence)")
+        saved = found.streamed_peak["saved"]
+        if saved > varying / 2:
+            said.append(f"remat: {saved:,.0f} are saved for the backward pass; recompute more of it (jax.checkpoint round a layer)")
     elif found.streamed_bytes > room:
-        said.append(f"weights of one layer alone are too large: split them over {math.ceil(found.streamed_bytes / room)} wafers")
+        what = max(fixed_bytes, key=lambda name: fixed_bytes[name])
+        said.append(
+            f"{what} alone take {fixed_bytes[what]:,.0f} of {room:,.0f} bytes a PE, {-left:,.0f} too many with the rest: use more PEs"
+        )
     if any(v.dtype.itemsize >= 4 for v in weights):
         halved = found.peak["weights"] + varying
         said.append(f"dtype: 16-bit weights and activations halve {halved:,.0f} bytes")

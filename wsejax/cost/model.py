@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsejax.compiler import Call, Loop, Lowered, Program
+from wsejax.compiler import Call, Loop, Lowered, Program, Unknown
 from wsejax.cost.errors import model_error
+from wsejax.cost.memory import memory
 from wsejax.cost.path import critical_path
-from wsejax.hardware import CS3, System
+from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price, most
 from wsejax.kernels.work import Work
 
@@ -169,7 +170,7 @@ class Cost:
             "compute_seconds": float(self.compute_seconds),
             "io_seconds": float(self.io_seconds),
             "joules": float(self.joules),
-            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_second": None if self.tokens_per_second is None else float(self.tokens_per_second),
             "mfu": float(self.mfu),
             "utilisation": float(self.utilisation),
             "roofline": {k: v if isinstance(v, str) else finite(v) for k, v in self.roofline.items()},
@@ -192,15 +193,13 @@ def _grouped(lines: Sequence[Line], key) -> dict[str, Price]:
 
 
 def price_of(call: Call, system: System) -> Price:
-    """Of one trip of a call. What could not be done on the fabric is done by a single PE."""
-    if call.kind == "unsharded":
-        system = system.replace(rows=1.0, cols=1.0)
+    """Of one trip of a call."""
     return sum((w.price(system) for w in call.work), Price())
 
 
 def cost(
     program: Lowered | Program,
-    system: System = CS3,
+    system: System | str = CS3,
     *,
     tokens: int | None = None,
     while_trips: int | Mapping[str, int] | None = None,
@@ -211,19 +210,23 @@ def cost(
     Args:
       program: what `wse.jit(f, wafer).lower(...)` gives, or its `program`. Priced on the PEs of `system`, whatever the wafer's tiles are;
         their layouts are those of the program.
-      system: `wse.CS1`, `wse.CS2`, `wse.CS3`, one with other numbers (`replace`), or with a wafer's defects (`CS3.of(wafer)`).
+      system: `wse.CS1`, `wse.CS2`, `wse.CS3` or their names, one with other numbers (`replace`), or a wafer's defects (`CS3.of(wafer)`).
       tokens: of one run, for tokens a second.
       while_trips: how often a `while` runs, for all or by source line. Without it the cost is a pair of bounds.
-      execution: "resident", "streamed", or "auto": streamed if weights and state do not fit into the wafer's SRAM.
+      execution: "resident", "streamed", or "auto": resident if `wse.memory` says so (of a bare `Program`: if its state fits).
 
     Raises:
       ValueError: an unknown execution, or numbers that are not positive.
     """
-    program = program.program if isinstance(program, Lowered) else program
+    system = as_system(system)
     if execution not in EXECUTIONS:
         raise ValueError(f"execution={execution!r}: must be one of {', '.join(EXECUTIONS)}")
-    if tokens is not None and tokens < 1:
+    if tokens is not None and not tokens >= 1:
         raise ValueError(f"tokens={tokens!r}: must be at least 1, or None")
+    if execution == "auto" and isinstance(program, Lowered):
+        execution = "resident" if memory(program, system).verdict == "resident" else "streamed"
+    program = program.program if isinstance(program, Lowered) else program
+    _checked_trips(program, while_trips)
     calls = [_settled(call, while_trips) for call in program.calls]
     memo: dict[Any, Price] = {}
     groups: dict[Any, list[tuple[Call, Price]]] = collections.defaultdict(list)
@@ -233,8 +236,8 @@ def cost(
         if not call.work:
             once.append((call, 0.0))
             continue
-        key = (call.kind == "unsharded", call.work)
-        one = memo[key] if key in memo else memo.setdefault(key, price_of(call, system))
+        one = memo[call.work] if call.work in memo else memo.setdefault(call.work, price_of(call, system))
+        one = dataclasses.replace(one, flops=float(call.flops))
         once.append((call, 0.0 if call.under else float(one.cycles)))
         priced.append((call, one * call.trips))
         groups[call.kind, call.primitive, call.kernel, call.source, bool(call.under)].append(priced[-1])
@@ -244,7 +247,8 @@ def cost(
     )
     low, high = _bounds(priced)
     if execution == "auto":
-        execution = "resident" if program.weight_bytes + program.state_bytes <= float(np.min(system.sram_bytes)) else "streamed"
+        held = max(program.weight_bytes, program.state_bytes)  # weights that are donated are part of the state
+        execution = "resident" if held <= float(np.min(system.sram_bytes)) else "streamed"
     streaming = stream_seconds(program, system) if execution == "streamed" else 0.0
     return Cost(system, lines, low, high, execution, streaming, *critical_path(once), tokens)
 
@@ -261,34 +265,47 @@ def _settled(call: Call, while_trips: int | Mapping[str, int] | None) -> Call:
     if while_trips is None or not call.under:
         return call
     times, under = 1, []
-    for source, branch in call.under:
-        trips = while_trips if isinstance(while_trips, int) else while_trips.get(source)
-        if branch >= 0 or trips is None:
-            under.append((source, branch))
-        elif trips < 0:
-            raise ValueError(f"while_trips={while_trips!r}: a loop runs 0 times or more")
+    for unknown in call.under:
+        trips = while_trips.get(unknown.source) if isinstance(while_trips, Mapping) else while_trips
+        if unknown.branch >= 0 or trips is None:
+            under.append(unknown)
         else:
-            times *= trips
+            times *= int(trips)
     return dataclasses.replace(call, under=tuple(under), loops=(Loop("while", times), *call.loops))
+
+
+def _checked_trips(program: Program, while_trips: int | Mapping[str, int] | None) -> None:
+    given = list(while_trips.values()) if isinstance(while_trips, Mapping) else [] if while_trips is None else [while_trips]
+    for trips in given:
+        if isinstance(trips, bool) or not isinstance(trips, int | np.integer) or trips < 0:
+            raise ValueError(f"while_trips={while_trips!r}: a loop runs a whole number of times, 0 or more")
+    if isinstance(while_trips, Mapping):
+        known = sorted({unknown.source for call in program.calls for unknown in call.under if unknown.branch < 0})
+        if missing := [source for source in while_trips if source not in known]:
+            raise ValueError(
+                f"while_trips has {missing[0]!r}: no loop of unknown length is there; they are at {', '.join(known) or 'no line'}"
+            )
 
 
 def _bounds(priced: Sequence[tuple[Call, Price]], depth: int = 0) -> tuple[Price, float]:
     """(least, most cycles): a `while` runs never or for ever, a `cond` takes one of its branches."""
     low, high = Price(), 0.0
-    inner: dict[str, dict[int, list[tuple[Call, Price]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    inner: dict[Unknown, dict[int, list[tuple[Call, Price]]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for call, price in priced:
         if len(call.under) == depth:
             low, high = low + price, high + float(price.cycles)
         else:
-            source, branch = call.under[depth]
-            inner[source][branch].append((call, price))
-    for branches in inner.values():
+            unknown = call.under[depth]
+            inner[dataclasses.replace(unknown, branch=min(unknown.branch, 0))][unknown.branch].append((call, price))
+    for unknown, branches in inner.items():
         ends = [_bounds(items, depth + 1) for items in branches.values()]
-        if -1 in branches:
+        if unknown.branch < 0:
             high = math.inf if any(end > 0 for _, end in ends) else high
-        else:
-            low = low + min((least for least, _ in ends), key=lambda p: p.cycles)
-            high += max(end for _, end in ends)
+            continue
+        if len(ends) < unknown.branches:  # a branch without work has no calls
+            ends.append((Price(), 0.0))
+        low = low + min((least for least, _ in ends), key=lambda p: p.cycles)
+        high += max(end for _, end in ends)
     return low, high
 
 
@@ -304,11 +321,12 @@ def stacked_work(program: Lowered | Program, while_trips: int | Mapping[str, int
     """
     program = program.program if isinstance(program, Lowered) else program
     counts: dict[Work, int] = collections.defaultdict(int)
+    _checked_trips(program, while_trips)
     for call in (_settled(c, while_trips) for c in program.calls):
         if call.under and call.work:
             raise UnknownTripsError(
-                f"{call.kernel} is inside a loop of unknown length or a branch at {call.under[0][0]}: give while_trips, or ask wse.cost "
-                "for bounds"
+                f"{call.kernel} is inside a loop of unknown length or a branch at {call.under[0].source}: give while_trips, or ask "
+                "wse.cost for bounds"
             )
         for piece in call.work:
             counts[piece] += call.trips

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from scipy.optimize import brentq
 
+from wsejax.hardware.records import check_fields, replaced
+
 from .compare import Row
-from .records import check_fields, replaced
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "tokens_per_hour": (1, 1e16), "tokens": (1, 1e18), "runs": (1, 1e5), "dollars_per_hour": (0, 1e8), "setup_hours": (0, 1e6),

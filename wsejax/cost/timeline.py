@@ -16,9 +16,9 @@ from typing import Any
 from wsejax.compiler import Call, Lowered, Program
 from wsejax.cost.errors import model_error
 from wsejax.cost.model import UnknownTripsError, price_of, stream_seconds
-from wsejax.hardware import CS3, System
+from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price
-from wsejax.kernels.work import Gather, Reduction, Window
+from wsejax.kernels.work import Gather, Reduction, Shift, Window
 
 TRACKS = ("kernels", "compute", "fabric x", "fabric y", "latency", "I/O")
 
@@ -74,7 +74,7 @@ class Timeline:
         os.replace(partial, path)
 
 
-def timeline(program: Lowered | Program, system: System = CS3, *, streamed: bool = False, max_kernels: int = 20_000) -> Timeline:
+def timeline(program: Lowered | Program, system: System | str = CS3, *, streamed: bool = False, max_kernels: int = 20_000) -> Timeline:
     """The modelled run of a program, kernel by kernel.
 
     Args:
@@ -87,23 +87,22 @@ def timeline(program: Lowered | Program, system: System = CS3, *, streamed: bool
       UnknownTripsError: a loop of unknown length or a branch.
       ValueError: max_kernels below 1.
     """
-    program = program.program if isinstance(program, Lowered) else program
+    program, system = program.program if isinstance(program, Lowered) else program, as_system(system)
     if max_kernels < 1:
         raise ValueError(f"max_kernels={max_kernels}: must be at least 1")
     calls = [c for c in program.calls if c.work]
     if unknown := next((c for c in calls if c.under), None):
-        raise UnknownTripsError(f"{unknown.kernel} is inside a loop of unknown length or a branch at {unknown.under[0][0]}: no run to draw")
+        raise UnknownTripsError(
+            f"{unknown.kernel} is inside a loop of unknown length or a branch at {unknown.under[0].source}: no run to draw"
+        )
     memo: dict[Any, Price] = {}
-    at, left_out, events = 0.0, 0, []
-    for n, call in enumerate(_run(calls)):
-        key = (call.kind, call.work)
-        price = memo[key] if key in memo else memo.setdefault(key, price_of(call, system))
-        cycles = float(price.cycles)
-        if n < max_kernels:
-            events += _events(call, price, at)
-        else:
-            left_out += 1
-        at += cycles
+    priced = lambda call: memo[call.work] if call.work in memo else memo.setdefault(call.work, price_of(call, system))
+    at, events = 0.0, []
+    for call in itertools.islice(_run(calls), max_kernels):
+        events += _events(call, priced(call), at)
+        at += float(priced(call).cycles)
+    left_out = max(0, sum(call.trips for call in calls) - max_kernels)
+    at = sum(float(priced(call).cycles) * call.trips for call in calls)
     if streamed:
         arriving = float(stream_seconds(program, system) * system.clock_hz)
         events.append(Event("I/O", "weights in", 0.0, arriving))
@@ -122,7 +121,7 @@ def _run(calls: Sequence[Call], depth: int = 0) -> Iterator[Call]:
 def _events(call: Call, price: Price, start: float) -> list[Event]:
     name = f"{call.kernel} {', '.join(map(str, call.outs))}"
     found = [Event("kernels", name, start, float(price.cycles), call.source)]
-    axes = {w.axis for w in call.work if isinstance(w, Reduction | Gather | Window)} or {"x", "y"}
+    axes = {w.axis for w in call.work if isinstance(w, Reduction | Gather | Window | Shift)} or {"x", "y"}
     parts = {"compute": price.compute_cycles, "latency": price.wait_cycles}
     parts |= {f"fabric {axis}": price.fabric_cycles for axis in sorted(axes)}
     for track, cycles in parts.items():

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from wsejax.hardware import System
+from wsejax.hardware.records import check_fields, replaced
 from wsejax.kernels.price import ceil, most
 
-from .records import check_fields, replaced
 from .workload import Workload
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {

@@ -9,10 +9,10 @@ from typing import Any
 import jax.tree_util
 
 from wsejax.compiler import Lowered, Program
+from wsejax.hardware.records import check_fields, replaced
 
 from .estimate import activation_bytes, largest_layer_parameters
 from .llm import LLM
-from .records import check_fields, replaced
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "flops": (1, 1e30), "tokens": (1, 1e12), "parameters": (1, 1e16), "parameter_bytes": (1, 1e17), "gradient_bytes": (0, 1e17),

@@ -17,6 +17,7 @@ from .system import CS2 as CS2
 from .system import CS3 as CS3
 from .system import SYSTEMS as SYSTEMS
 from .system import System as System
+from .system import as_system as as_system
 from .system import system as system
 from .system import system_of as system_of
 from .wafer import Wafer as Wafer

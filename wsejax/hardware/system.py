@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.tree_util
-import numpy as np
+import jax
 
+from .records import check_fields, replaced
 from .spec import WSE1, WSE2, WSE3, WaferSpec
 from .wafer import Wafer
 
-# The range outside which a value is surely in another unit than its field's name says.
+# The range outside which a value is surely in another unit than its field's name says; those that begin at 0 may be 0.
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "rows": (1, 1e6), "cols": (1, 1e6), "clock_hz": (1e6, 1e11), "sram_per_pe_bytes": (64, 1e9), "code_per_pe_bytes": (0, 1e9),
     "sram_bytes_per_cycle": (0.1, 1e5), "link_bits": (1, 1e5), "wavelet_cycles": (1e-3, 1e3), "hop_cycles": (1e-2, 1e3),
@@ -28,7 +28,6 @@ PLAUSIBLE: dict[str, tuple[float, float]] = {
     "peak_watts": (1e-3, 1e9), "joules_per_flop": (0, 1e-6), "joules_per_sram_byte": (0, 1e-6), "joules_per_link_byte": (0, 1e-6),
     "area_mm2": (1e-2, 1e7),
 }  # fmt: skip
-MAY_BE_ZERO = {name for name, (low, _) in PLAUSIBLE.items() if low == 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,19 +73,14 @@ class System:
     area_mm2: Any
 
     def __post_init__(self) -> None:
-        for field, (low, high) in PLAUSIBLE.items():
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray):
-                continue  # a tracer, a jax array or a placeholder of a tree
-            least, most = np.min(value), np.max(value)
-            if not (np.all(np.isfinite(value)) and (least > 0 or (least == 0 and field in MAY_BE_ZERO))):
-                wanted = "not negative" if field in MAY_BE_ZERO else "positive"
-                raise ValueError(f"{field}={value!r}: must be finite and {wanted}")
-            if not (low <= least and most <= high):
-                unit = field.rpartition("per_")[2] if "per_" in field else field.rpartition("_")[2]
-                raise ValueError(
-                    f"{field}={value!r}: outside {low:g} to {high:g}, what any machine has; its name says the unit ({unit}): convert it"
-                )
+        self.check(jax_arrays=False)
+
+    def check(self, jax_arrays: bool = True) -> None:
+        """Raises ValueError where a field cannot be of a machine; that of a tracer is not known."""
+        check_fields(self, PLAUSIBLE, jax_arrays)
+        code, sram = self.code_per_pe_bytes, self.sram_per_pe_bytes
+        if all(isinstance(v, int | float) for v in (code, sram)) and code >= sram:
+            raise ValueError(f"code_per_pe_bytes={code!r}: leaves nothing of sram_per_pe_bytes={sram!r} for data")
 
     def replace(self, **changes: Any) -> System:
         """The same with some fields changed, such as `CS3.replace(link_bits=64.0)`.
@@ -94,10 +88,7 @@ class System:
         Raises:
           ValueError: a name that is no field.
         """
-        names = [f.name for f in dataclasses.fields(self)]
-        if unknown := [name for name in changes if name not in names]:
-            raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: a System has no such field; it has {', '.join(names)}")
-        return dataclasses.replace(self, **changes)
+        return replaced(self, changes)
 
     def of(self, wafer: Wafer) -> System:
         """This system with the logical mesh of one wafer: its size, and the mean dilation and worst congestion of its links."""
@@ -200,7 +191,19 @@ def system(name: str) -> System:
     Raises:
       ValueError: an unknown name; the message lists the known.
     """
-    key = name.lower().replace("-", "").replace("wse", "cs")
+    key = name.lower().replace("-", "").replace("wse", "cs") if isinstance(name, str) else None
     if key not in SYSTEMS:
         raise ValueError(f"system={name!r}: unknown; known are {', '.join(SYSTEMS)}")
     return SYSTEMS[key]
+
+
+def as_system(given: System | str) -> System:
+    """A system, or a preset by its name.
+
+    Raises:
+      ValueError: neither, or fields that no machine has; the message lists the presets.
+    """
+    if not isinstance(given, System):
+        return system(given)
+    given.check()
+    return given

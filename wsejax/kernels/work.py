@@ -46,7 +46,7 @@ class Elementwise:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """`batch_y` x `batch_x` x `batch` products of m x k and k x n; the first two factors lie along y and x, the last anywhere.
+    """`batch` products of m x k and k x n, each in a rectangle of PEs of its own as long as there are some.
 
     `terms` are those that count as operations in all of them, where a convolution's window meets padding or holes; 0 for all.
     """
@@ -56,24 +56,17 @@ class Product:
     n: int
     itemsize_bytes: int
     batch: int = 1
-    batch_y: int = 1
-    batch_x: int = 1
     terms: int = 0
 
     @property
-    def count(self) -> int:
-        return self.batch * self.batch_y * self.batch_x
-
-    @property
     def flops(self) -> int:
-        return 2 * (self.terms or self.count * self.m * self.k * self.n)
+        return 2 * (self.terms or self.batch * self.m * self.k * self.n)
 
     def price(self, system: System) -> Price:
         size = self.itemsize_bytes
         rate = system.gemm_fp16_fma_per_cycle if size <= 2 else system.gemm_fp32_fma_per_cycle * least(1.0, 4.0 / size)
         rate = least(rate, system.sram_bytes_per_cycle / (ACCESSES * size))
-        even = self.batch**0.5
-        side_y, side_x = least(self.batch_y * even, system.rows), least(self.batch_x * even, system.cols)
+        side_y, side_x = least(self.batch**0.5, system.rows), least(self.batch**0.5, system.cols)
         own = system.rows / side_y, system.cols / side_x  # the rectangle of one product
         m, k, n = 1.0 * self.m, 1.0 * self.k, 1.0 * self.n
         ways = []
@@ -83,9 +76,9 @@ class Product:
             ways += [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
             ways += [_reduced(system, rows, cols, m, k, n, size, rate), _reduced(system, cols, rows, n, k, m, size, rate)]
         ways.append(summa_price(system, *own, m, k, n, size, rate))
-        one, times = cheapest(ways), most(self.count / (side_y * side_x), 1.0)
+        one, times = cheapest(ways), most(self.batch / (side_y * side_x), 1.0)
         elapsed = {f: getattr(one, f) * times for f in ("cycles", "compute_cycles", "fabric_cycles", "wait_cycles")}
-        every = 1.0 * self.count
+        every = 1.0 * self.batch
         flops = 2.0 * jnp.where(self.terms, self.terms, every * m * k * n) if isinstance(m, jax.Array) else 1.0 * self.flops
         return Price(**elapsed, byte_hops=one.byte_hops * every, sram_bytes=ACCESSES * size * every * m * k * n, flops=flops)
 
