@@ -279,9 +279,8 @@ def fits(
         over = [f"too large: {part}, by {_gb(size)}" for part, size in short.items()]
         at_once = math.floor(tried.room(tried.streamed, capacity) / wafers) if what == "train" else 0
         if at_once >= 1:
-            over.append(
-                f"in micro-batches: {math.ceil(at_hand / at_once):,} of at most {at_once:,} tokens on a wafer, if its sequences are no longer"
-            )
+            parts = math.ceil(at_hand / at_once)
+            over.append(f"in micro-batches: {parts:,} of at most {at_once:,} tokens on a wafer, if its sequences are no longer")
         return result("does not fit", tried.streamed, tried.outside, short, resident_note, *over)
     notes = [resident_note]
     if (now := at_hand if what == "train" else batch) < need:

@@ -30,7 +30,9 @@ def check_fields(record: Any, plausible: Mapping[str, tuple[float, float]], jax_
         if not (np.all(np.isfinite(value)) and (least > 0 or (least == 0 and low == 0))):
             raise ValueError(f"{field}={value!r}: must be finite and {'not negative' if low == 0 else 'positive'}")
         if not (low <= least and most <= high):
-            raise ValueError(f"{field}={value!r}: outside {low:g} to {high:g}, what there is; is it in the unit that its name says? convert it")
+            raise ValueError(
+                f"{field}={value!r}: outside {low:g} to {high:g}, what there is; is it in the unit that its name says? convert it"
+            )
 
 
 def replaced(record: Any, changes: Mapping[str, Any]) -> Any:
