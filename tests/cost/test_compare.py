@@ -155,17 +155,24 @@ def test_a_program_that_is_resident_has_the_price_of_its_kernels():
     assert "by alpha" not in str(found) and "modelled, kernels:" in str(found) and "median error" in str(found)
 
 
-def test_a_program_whose_activations_do_not_fit_is_streamed_in_parts():
-    small = CS3.replace(rows=40.0, cols=40.0)
-    lowered = trained(65536)
-    held = wse.memory(lowered, small)
-    assert held.verdict != "resident"
-    try:
-        row = compare(lowered, [small], tokens=65536).rows[0]
-    except ValueError as error:
-        assert held.verdict == "does not fit" and "bytes in the fullest PE" in str(error)
-    else:
-        assert row.model == "whole steps" and (held.verdict == "streamed") == ("1 micro-batch" in row.plan)
+@pytest.mark.parametrize("side", [100.0, 150.0, 200.0])
+@pytest.mark.parametrize("batch", [4096, 65536])
+def test_a_program_that_is_not_resident_is_streamed_in_as_few_parts_as_it_can(side, batch):
+    small, lowered = CS3.replace(rows=side, cols=side), trained(batch)
+    held, room = wse.memory(lowered, small), CS3.sram_per_pe_bytes
+    fixed = held.code_bytes + held.layer_bytes + held.streamed_peak["inputs"]
+    varying = sum(held.streamed_peak.values()) - held.streamed_peak["inputs"]
+    if fixed >= room:
+        with pytest.raises(ValueError, match=f"are {fixed:,.0f} bytes in the fullest PE"):
+            compare(lowered, [small], tokens=batch)
+        return
+    row = compare(lowered, [small], tokens=batch).rows[0]
+    if held.verdict == "resident":
+        assert row.plan == "weights resident"
+        return
+    parts = int(row.plan.split()[2])
+    assert row.model == "whole steps" and fixed + varying / parts <= room
+    assert parts == 1 or fixed + varying / (parts - 1) > room
 
 
 @pytest.mark.parametrize(
