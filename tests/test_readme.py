@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from wsejax.cli.command import COMMANDS
+from wsejax.cost.table import published
+from wsejax.cost.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +40,7 @@ def program() -> str:
 
 def test_the_blocks_run_in_order(tmp_path):
     (tmp_path / "readme.py").write_text(program())
-    done = subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+    done = subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"step.wse", "traffic.png", "trace.json"} <= {path.name for path in tmp_path.iterdir()}
@@ -54,6 +58,37 @@ def test_its_tables_are_not_cut():
     for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
         if line.startswith("|") and not before.startswith("|"):
             assert re.fullmatch(r"\|[-| ]+\|", after), line
+
+
+# Rows of the table of errors, with their groups.
+ERRORS = {
+    "multicast on WSE-3": ["Multicast"],
+    "2-D stencils on WSE-2, WSE-3 (simulator)": ["2-D stencil, WSE-2", "2-D stencil, WSE-3"],
+    "sparse products (simulator)": ["SpMM"],
+    "GEMV of a whole wafer": ["GEMV"],
+    "LLM decode, prefill (WaferLLM, CS-2)": ["LLM decode", "LLM prefill"],
+    "LLM decode on CS-3": ["LLM decode on WSE-3"],
+    "training throughput, from dimensions": ["training throughput"],
+    "training throughput, by `wse.cost` of the whole program": ["whole programs"],
+    "GPU all-reduce": ["GPU all-reduce"],
+}
+
+
+@pytest.mark.parametrize("label", ERRORS)
+def test_errors_are_those_that_were_found(label: str):
+    fitted = json.loads((ROOT / "wsejax" / "cost" / "fitted.json").read_text(encoding="utf-8"))
+    of = [fitted[group] for group in ERRORS[label]]
+    joined = lambda key: ", ".join(str(g[key]) if key == "points" else f"{g[key]:.1%}" for g in of)
+    assert f"| {label} | {joined('points')} | {joined('median')} | {joined('held_out_median')} |" in README
+
+
+def test_the_points_that_it_counts_are_those_of_the_table():
+    found = validate()
+    counts = (len(published()), len(found.predictions), len(found.bounds), len(found.excluded))
+    said = re.search(
+        r"takes the (\d+) published.*?predicts (\d+) of them.*?holds (\d+) as bounds, and says of the other (\d+)", README, re.S
+    )
+    assert said is not None and tuple(map(int, said.groups())) == counts
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"python -m (experiments\.\w+)", README))))

@@ -59,8 +59,8 @@ def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -
     axes.set(
         xlabel="physical column",
         ylabel="physical row",
-        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours, busiest link {most if busy.size else 0:,} "
-        f"both ways, {one_way:,} one way",
+        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours\n"
+        f"busiest link {most if busy.size else 0:,} both ways, {one_way:,} one way",
     )
     figure.colorbar(heat, ax=axes, label="wavelets over a link, both directions", shrink=0.8)
     return _save(figure, path)
