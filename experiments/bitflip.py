@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from wsejax.training.bitflip import flip_bit, leaf_paths
 from wsejax.training.data import load_corpus, train_batches
 from wsejax.training.state import init_train_state, make_train_step, next_token_loss, split_model
 
+from .entry import console as wide_console
+from .entry import start
 from .settings import ModelSettings, OptimiserSettings, WaferSettings
 
 BITS = {"sign": range(31, 32), "exponent": range(23, 31), "mantissa": range(23)}  # of float32, which all of this state is
@@ -172,11 +175,8 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def main(settings: Settings) -> None:
-    console = Console(width=max(Console().width, 100))  # the table needs that much, also in a pipe
-    try:
-        result = campaign(settings, console)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    console = wide_console()
+    result = campaign(settings, console)
     console.print(table(result))
     if settings.out is not None:
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -186,4 +186,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))
+    sys.exit(start(main, Settings, __doc__, config=(tyro.conf.FlagCreatePairsOff,)))

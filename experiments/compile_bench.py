@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from jax import lax
 from rich.console import Console
@@ -26,6 +25,8 @@ from rich.console import Console
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.training import init_train_state, make_train_step, next_token_loss, split_model
+
+from .entry import start
 
 BATCH, CONTEXT = 8, 128
 
@@ -171,4 +172,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=Settings.__doc__))
+    sys.exit(start(main, Settings, Settings.__doc__))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 import wsejax as wse
 from models.decoder import DecoderConfig, abstract_train_step
 from models.presets import find
 from wsejax.cost.design import Step, on_area, price_step, step_of
+from wsejax.report import Sheet
+
+from .entry import console as wide_console
+from .entry import start
 
 # Factors on CS-3's own figures, between which designs are drawn evenly in the logarithm. Area is that of the wafer used.
 RANGES: dict[str, tuple[float, float]] = {
@@ -103,7 +105,7 @@ def front(seconds: np.ndarray, watts: np.ndarray, area_mm2: np.ndarray) -> np.nd
 
 
 def plot(name: str, found: dict[str, Any], path: Path) -> Figure:
-    from wsejax.report.plots import _figure, _save
+    from wsejax.report.plots import _figure, _save, _scale
 
     figure = _figure(8, 5)
     axes = figure.add_subplot()
@@ -111,7 +113,14 @@ def plot(name: str, found: dict[str, Any], path: Path) -> Figure:
     axes.scatter(some["watts"], some["tokens_per_second"], s=1, color="#c9d3df", label="designs (a sample)", rasterized=True)
     best = found["front"]
     dots = axes.scatter(
-        best["watts"], best["tokens_per_second"], s=8, c=best["area_mm2"], cmap="viridis", norm=LogNorm(), label="the front", zorder=2
+        best["watts"],
+        best["tokens_per_second"],
+        s=8,
+        c=best["area_mm2"],
+        cmap="viridis",
+        label="the front",
+        zorder=2,
+        norm=_scale(min(best["area_mm2"]), max(best["area_mm2"])),
     )
     axes.scatter([found["cs3"]["watts"]], [found["cs3"]["tokens_per_second"]], s=60, marker="*", color="#c0182b", label="CS-3", zorder=3)
     axes.set(xscale="log", yscale="log", xlabel="modelled watts", ylabel="modelled tokens/s", title=f"One training step of {name}")
@@ -131,6 +140,8 @@ def study(name: str, settings: Settings, console: Console) -> dict[str, Any]:
     seconds, watts, area_mm2 = (np.asarray(x) for x in jax.block_until_ready(run(factors)))
     elapsed = time.perf_counter() - began
     best = front(seconds, watts, area_mm2)
+    if not len(best):
+        raise ValueError(f"--designs {settings.designs}: none of them can hold a step of {name}; draw more, or give a smaller --batch")
     tokens = settings.batch * settings.seq_len
     own = price_step(step, wse.CS3)
     by_link = jax.grad(lambda bits: price_step(step, wse.CS3.replace(link_bits=bits)).seconds)(wse.CS3.link_bits)
@@ -151,27 +162,39 @@ def study(name: str, settings: Settings, console: Console) -> dict[str, Any]:
     return {"modelled": True, "host_seconds": elapsed, "front": pick(best) | knobs, "sample": pick(sample), "cs3": cs3}
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(found: dict[str, Any]) -> Sheet:
     """Of the front: the fastest, the most tokens a joule, and the most tokens a second and mm2."""
     best = {k: np.array(v) for k, v in found["front"].items()}
-    out = Table(title="modelled")
-    for column in ("", "tokens/s", "kW", "mm2", "tokens/J", *(f"{knob.split('_')[0]} x" for knob in RANGES if knob != "area_mm2")):
-        out.add_column(column, justify="right")
+    turned = [knob for knob in RANGES if knob != "area_mm2"]
+    names = [f"{knob.split('_')[0]} x" for knob in turned]
     measures = {
         "fastest": best["tokens_per_second"],
         "most per joule": best["tokens_per_second"] / best["watts"],
         "most per mm2": best["tokens_per_second"] / best["area_mm2"],
     }
+    rows = []
     for name, measure in measures.items():
         i = int(np.argmax(measure))
         rate, watts = best["tokens_per_second"][i], best["watts"][i]
-        knobs = [f"{best[f'{knob}_factor'][i]:.2f}" for knob in RANGES if knob != "area_mm2"]
-        out.add_row(name, f"{rate:,.0f}", f"{watts / 1e3:.1f}", f"{best['area_mm2'][i]:,.0f}", f"{rate / watts:.2f}", *knobs)
-    return out
+        knobs = [f"{best[f'{knob}_factor'][i]:.2f}" for knob in turned]
+        rows.append((name, f"{rate:,.0f}", f"{watts / 1e3:.1f}", f"{best['area_mm2'][i]:,.0f}", f"{rate / watts:.2f}", *knobs))
+    return Sheet(("modelled", "tokens/s", "kW", "mm2", "tokens/J", *names), rows, drop=("hop x", "io x", "link x"))
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError for a model that is not known, or a number that no study can have."""
+    for name, value in (("batch", settings.batch), ("seq-len", settings.seq_len), ("designs", settings.designs), ("chunk", settings.chunk)):
+        if value < 1:
+            raise ValueError(f"--{name} {value} is too small; give at least 1")
+    if not settings.models:
+        raise ValueError("--models: name at least one")
+    for name in settings.models:
+        find(name)
 
 
 def main(settings: Settings) -> None:
-    console = Console(width=max(Console().width, 120))
+    check(settings)
+    console = wide_console()
     found = {name: study(name, settings, console) for name in settings.models}
     for name, result in found.items():
         console.print(name, table(result))
@@ -184,4 +207,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(start(main, Settings, __doc__))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import lax
 from jax.sharding import PartitionSpec
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import wsejax as wse
 from wsejax import fabric
 from wsejax.kernels.pe import collectives, krylov, stencil
+
+from .entry import console as wide_console
+from .entry import start
 
 GRID = PartitionSpec("y", "x")
 
@@ -154,7 +156,7 @@ def whole_wafer(settings: Settings) -> dict[str, float]:
 
 
 def main(settings: Settings) -> None:
-    console = Console(width=max(Console().width, 110))
+    console = wide_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with console.status("compiling"):
         those = contenders(settings)
@@ -195,4 +197,4 @@ def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     wse.request_cpu_devices(1)
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(start(main, Settings, __doc__))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from wsejax.hardware import WSE1, WSE2, WSE3, DefectMap, UnusableWaferError, WaferSpec, most_logical_pes, remap, static_routes
-from wsejax.report import plot_yield
+from wsejax.report import Sheet, plot_yield
+
+from .entry import console as wide_console
+from .entry import start
 
 SPECS = {"wse1": WSE1, "wse2": WSE2, "wse3": WSE3}
 
@@ -54,7 +55,11 @@ class Settings:
 def wafers(settings: Settings) -> tuple[WaferSpec, list[DefectMap]]:
     spec = SPECS[settings.spec]
     if (settings.rows is None) != (settings.cols is None):
-        raise SystemExit(f"rows={settings.rows} and cols={settings.cols}: give both or neither")
+        raise ValueError(f"rows={settings.rows} and cols={settings.cols}: give both or neither")
+    if settings.seeds < 1:
+        raise ValueError(f"--seeds {settings.seeds} is too small: draw at least 1 wafer")
+    if not settings.max_dilation:
+        raise ValueError("--max-dilation: give at least one bound on the hops")
     if settings.rows and settings.cols:
         spec = spec.scaled(settings.rows, settings.cols)
     if settings.dead_pes is None:
@@ -97,32 +102,31 @@ def study(settings: Settings, console: Console) -> list[dict]:
     return records
 
 
-def table(records: list[dict]) -> Table:
+def table(records: list[dict]) -> Sheet:
     """Means over the wafers of each bound, and the worst of them.
 
     "at most" is a bound on "used" that holds for every method (`most_logical_pes`); "healthy" counts PEs, whatever mesh they make.
     """
-    out = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
-    for name in ("hops", "wafers", "dead", "PEs used", "least", "used", "at most", "healthy", "mean hops", "longest", "shared", "s"):
-        out.add_column(name, justify="right", no_wrap=True)
+    columns = ("hops", "wafers", "dead", "PEs used", "least", "used", "at most", "healthy", "mean hops", "longest", "shared", "s")
+    rows = []
     for bound in sorted({r["max_dilation_allowed"] for r in records}):
         some = [r for r in records if r["max_dilation_allowed"] == bound and "pes" in r]
         tried = sum(r["max_dilation_allowed"] == bound for r in records)
         if not some:
-            out.add_row(f"<= {bound}", f"0 of {tried}", *["-"] * 10)
+            rows.append((f"<= {bound}", f"0 of {tried}", *["-"] * 10))
             continue
         mean = lambda key, some=some: float(np.mean([r[key] for r in some]))
-        out.add_row(
+        rows.append((
             f"<= {bound}", f"{len(some)} of {tried}", f"{mean('dead_pes'):.1f}", f"{mean('pes'):,.0f}", f"{min(r['pes'] for r in some):,}",
             f"{mean('utilisation'):.2%}", f"{mean('utilisation_bound'):.2%}", f"{mean('healthy'):.2%}",
             f"{mean('mean_dilation'):.4f}", f"{max(r['max_dilation'] for r in some)}",
             f"{max(r['congestion'] for r in some)}", f"{mean('remap_seconds'):.1f}",
-        )  # fmt: skip
-    return out
+        ))  # fmt: skip
+    return Sheet(columns, rows, drop=("s", "shared", "longest", "dead", "least"))
 
 
 def main(settings: Settings) -> None:
-    console = Console(width=max(Console().width, 100))  # the table needs that much, also in a pipe
+    console = wide_console()
     records = study(settings, console)
     console.print(table(records))
     if settings.out is not None:
@@ -134,4 +138,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(start(main, Settings, __doc__))

@@ -165,11 +165,11 @@ def find(name: str) -> dict[str, Any]:
     """Dimensions of a published model, with its `name`; spelling of case, hyphens and blanks does not matter.
 
     Raises:
-      ValueError: an unknown name; the message lists near matches.
+      ValueError: an unknown name; the message lists near matches, if there are any.
     """
     known = _NAMES.get(_plain(name))
     if known is None:
-        near = difflib.get_close_matches(_plain(name), _NAMES, n=5, cutoff=0.5)
-        hint = ", ".join(dict.fromkeys(_NAMES[n] for n in near)) or "see models.presets.names()"
-        raise ValueError(f"name={name!r}: no such model; near it: {hint}. A JSON file of dimensions does, too")
+        near = difflib.get_close_matches(_plain(name), _NAMES, n=5, cutoff=0.6)
+        hint = f"near it: {', '.join(dict.fromkeys(_NAMES[n] for n in near))}" if near else "and none whose name is near"
+        raise ValueError(f"name={name!r}: no such model, {hint}")
     return {"name": known, **PRESETS[known]}

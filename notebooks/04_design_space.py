@@ -61,7 +61,7 @@ for name in MODELS:
         f"{name} on a CS-3, modelled: {TOKENS / float(own[name].seconds):,.0f} tokens/s; the wafer computes for {computing:.2f} s, "
         f"weights and activations stream for {streaming:.2f} s, {float(own[name].micro_batches):.0f} micro-batches"
     )
-    print(f"   {errors_text(kernel_errors(wse.cost(lowered)))}")
+    print(*(f"   {line}" for line in errors_text(kernel_errors(wse.cost(lowered)), trains=True)), sep="\n")
 
 # %% [markdown]
 # ## One knob at a time

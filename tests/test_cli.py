@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -10,9 +11,14 @@ import subprocess
 import sys
 
 import pytest
+import rich.cells
+import rich.console
+import tyro
 
 import wsejax as wse
 from models import presets
+from models.gpt import PRESETS
+from wsejax.cli import command as command_line
 from wsejax.cli import main
 from wsejax.cli.command import COMMANDS
 from wsejax.cli.output import plain, with_unit
@@ -134,6 +140,19 @@ def test_cost_is_that_of_wse_and_says_that_it_is_modelled(capsys, program, tmp_p
     assert picture.stat().st_size > 5_000
 
 
+def test_what_does_not_fit_stands_beside_its_time(capsys):
+    text, data = asked(capsys, "cost", "gpt2", "--batch", "512", "--seq", "1024")
+    line = next(line for line in text.splitlines() if line.startswith("modelled step"))
+    assert data["memory"]["verdict"] == "does not fit" and data["fits"] is False and "DOES NOT FIT" in line
+    text, data = asked(capsys, "cost", "gpt2", "--batch", "1", "--seq", "128")
+    assert data["fits"] is True and "DOES NOT FIT" not in text and "wsejax compare" in text
+
+
+def test_a_forward_pass_is_not_held_against_training_steps(capsys):
+    text, data = asked(capsys, "cost", "tiny", "--task", "forward")
+    assert "whole training steps" not in text and not any("whole training" in line for line in data["errors"])
+
+
 def test_another_machine_costs_something_else(capsys, program):
     common = ("cost", f"{program}:product", "--arg", "float16[2048,2048]", "--arg", "float16[2048,2048]")
     seconds = lambda *more: asked(capsys, *common, *more)[1]["step_seconds"]
@@ -195,6 +214,14 @@ def test_fit_of_a_json_of_dimensions(capsys, tmp_path):
     assert data["model"] == "mine" and data["dimensions"]["kv_heads"] == 4 and data["verdict"] == "resident"
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "TINY", "Llama-3-8B"])
+def test_every_command_knows_the_same_models(capsys, name: str):
+    listed = {one["name"]: one for one in asked(capsys, "models")[1]["models"]}
+    _, data = asked(capsys, "fit", name)
+    assert listed[name.lower()]["parameters"] == data["parameters"]
+    assert set(listed) >= set(presets.names()) | set(PRESETS)
+
+
 @pytest.mark.parametrize("systems", [(), ("cs3", "16xcs3", "64xh100")])
 def test_compare_says_how_far_off_each_model_is(capsys, tmp_path, systems: tuple[str, ...]):
     picture = tmp_path / "compare.png"
@@ -242,7 +269,9 @@ BAD = [
     (("wafer", "--rows", "40", "--cols", "40", "--dead-pes", "1"), ""),
     (("wafer", "--per-mm2", "-1"), "density"),
     (("wafer", "--rows", "40", "--cols", "40", "--out", "no/such/folder/wafer.png"), "no/such/folder"),
+    (("wafer", "--rows", "32", "--cols", "32", "--per-mm2", "1e9"), "none would live"),
     (("audit", "gpt5"), "gpt2"),
+    (("fit", "qqqqqqqq"), "wsejax models"),
     (("audit", "bert-base"), "no decoder"),
     (("audit", "tiny", "--seq", "129"), "context of 128"),
     (("audit", "tiny", "--batch", "0"), "at least 1"),
@@ -257,10 +286,18 @@ BAD = [
     (("audit", "PROGRAM:unmatched", "--arg", "float32[2,3]", "--arg", "float32[4,5]"), "cannot be traced"),
     (("cost", "tiny", "--system", "cs9"), "cs1, cs2, cs3"),
     (("cost", "tiny", "--set", "clock_hz=0.85"), "unit"),  # somebody thought of GHz
-    (("cost", "tiny", "--set", "warp=9"), "clock_hz"),
+    (("cost", "tiny", "--set", "clock=9"), "near it: clock_hz"),
+    (("cost", "tiny", "--set", "warp=9"), "wsejax specs"),
     (("cost", "tiny", "--set", "clock_hz"), "FIELD"),
     (("cost", "tiny", "--set", "clock_hz=fast"), "FIELD"),
     (("cost", "tiny", "--set", "clock_hz=nan"), "finite"),
+    (("cost", "tiny", "--set", "name=5"), "is no number"),
+    (("cost", "tiny", "--set", "clock_hz=8e8", "--set", "clock-hz=9e8"), "given twice"),
+    (("cost", "tiny", "--lines", "-3"), "--lines -3"),
+    (("trace", "PROGRAM:product", "--arg", "float32[8,8]", "--arg", "float32[8,8]", "--out", "no/such/t.json"), "no/such/t.json: no such"),
+    (("fit", "GATED.json"), "gated='no'"),
+    (("compare", "llama-2-7b", "--systems", "cs3", "--micro-batches", "1"), "in less than 3"),
+    (("compare", "llama-3.1-405b", "--systems", "cs3", "--batch", "1", "--seq", "8192"), "activations of one sequence are 38.1 GB"),
     (("trace", "PROGRAM:unknown_length", "--arg", "float32[8,8]"), "loop"),
     (("trace", "tiny", "--max-kernels", "0"), "max_kernels"),
     (("fit", "llama-4-8b"), "llama-3-8b"),
@@ -281,7 +318,11 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "hint"), BAD, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_bad_input_is_one_line_that_helps(capsys, program, tmp_path, arguments: tuple[str, ...], hint: str):
     (tmp_path / "program.py.json").write_text("{'single': quotes}")
-    said = refused(capsys, *(a.replace("PROGRAM", program) for a in arguments))
+    dims = {"layers": 4, "width": 256, "heads": 4, "ffn_width": 1024, "vocab_size": 1000, "context": 512, "gated": "no"}
+    (tmp_path / "gated.json").write_text(json.dumps(dims))
+    names = {"PROGRAM": program, "GATED.json": str(tmp_path / "gated.json")}
+    said = refused(capsys, *(next((a.replace(k, v) for k, v in names.items() if k in a), a) for a in arguments))
+    assert len(said) < 400
     assert hint.lower() in said.lower()
 
 
@@ -303,6 +344,11 @@ def test_every_command_explains_itself_and_takes_json(capsys, name: str):
     assert "--json" in said and f"wsejax {name}" in said
 
 
+def test_it_tells_its_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.match(r"wsejax\b.*(\d+\.\d+|checkout)", capsys.readouterr().out)
+
+
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "wsejax", "specs", "wse3", "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["wafers"]["WSE-3"]["cols"] == 792
@@ -314,6 +360,29 @@ def test_a_reader_that_has_read_enough_is_no_error():
         assert run.stdout.readline() == b"{\n"
         run.stdout.close()
         assert run.stderr.read() == b"" and run.wait() == 141
+
+
+def test_a_reader_that_wants_no_help_is_no_error():
+    with subprocess.Popen([sys.executable, "-m", "wsejax", "cost", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() in (0, 1, 141)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["specs", "cost tiny", "compare llama-2-7b --systems cs3 16xcs3 64xh100 tpu-v5p", "audit tiny", "models", "fit llama-3.1-405b",
+     "validate", "wafer --rows 32 --cols 32", "trace tiny"],
+)  # fmt: skip
+def test_every_table_fits_eighty_columns(command: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = tyro.cli(command_line._commands(), args=command.split(), config=command_line.CONFIG).run()
+    out = io.StringIO()
+    console = rich.console.Console(width=80, file=out, markup=False, highlight=False)
+    for part in output.parts:
+        console.print(part)
+    assert max(rich.cells.cell_len(line) for line in out.getvalue().splitlines()) <= 80
+    assert "…" not in out.getvalue()
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------

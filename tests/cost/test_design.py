@@ -65,3 +65,21 @@ def test_a_step_of_a_published_model_is_data(step) -> None:
     own = step_of(lowered, wse.memory(lowered))
     assert own.weight_bytes == pytest.approx(2 * 124e6, rel=0.01)
     assert len(jax.tree.leaves(own)) < 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--designs 0", "--designs 0 is too small"),
+        ("--models foo", "no such model"),
+        ("--chunk -1", "--chunk -1"),
+        ("--batch 0", "--batch 0"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_in_one_line(flags, says, capsys):
+    from experiments import design_space
+    from experiments.entry import start
+
+    assert start(design_space.main, design_space.Settings, "", flags.split()) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.startswith("error: ") and says in found.err and found.err.count("\n") == 1

@@ -22,6 +22,11 @@ def test_it_reads_as_a_sentence():
     assert "in-sample" in str(model_error("KV park and reload"))
 
 
+def test_one_point_is_one_and_what_is_not_fitted_is_not_held_out():
+    assert str(model_error("Reduction")).endswith("(nothing fitted) on 1 published point")
+    assert "nothing fitted" in str(model_error("PE instructions")) and not constants("PE instructions")
+
+
 def test_unknown_groups_are_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match=r"group='Tea'.*known are .*'SpMM'"):
         model_error("Tea")

@@ -1,6 +1,7 @@
 """What fits: hand-checked sums, the corrected popular table, and streaming that waits exactly below T_min."""
 
 import doctest
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -103,7 +104,7 @@ def test_what_is_short_is_named_with_its_size():
     fit = fits(llm("llama-3.1-405b"), CS3, "infer", context=131072, batch=64)
     over = sum(fit.on_wafer.values()) - fit.on_wafer_capacity
     assert fit.short == {"keys and values (on the wafer)": over}
-    assert any("keys and values (on the wafer) is over by" in note for note in fit.notes)
+    assert any(note.startswith("too large: keys and values (on the wafer), by ") for note in fit.notes)
     small = fits(llm("llama-3.1-8b"), CS3, "train", outside_bytes=100e9, tokens=32768)
     assert small.short["optimizer (outside)"] == pytest.approx(16 * llm("llama-3.1-8b").parameters - 100e9)
 
@@ -151,3 +152,15 @@ def test_bad_input_is_named(options, message):
         fits(llm("gpt2"), CS3, **options)
     with pytest.raises(ValueError, match="optimizer_bytes=-1"):
         training_bytes(1e9, optimizer_bytes=-1)
+
+
+def test_what_does_not_fit_at_once_may_fit_in_micro_batches():
+    """The note's micro-batch fits, and one of one more token does not."""
+    llm = LLM(name="7B", layers=32, width=4096, heads=32, kv_heads=32, head_width=128, ffn_width=11008, vocab_size=32000, context=4096)
+    fit = fits(llm, CS3, "train", tokens=131072)
+    assert fit.verdict == "does not fit"
+    (note,) = [note for note in fit.notes if note.startswith("in micro-batches")]
+    parts, tokens = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note)[:2])
+    assert parts == -(-131072 // tokens)
+    assert fits(llm, CS3, "train", tokens=tokens).verdict == "streamed"
+    assert fits(llm, CS3, "train", tokens=tokens + 1).verdict == "does not fit"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,5 +54,20 @@ def test_wafers_without_a_mesh_are_counted(capsys):
 
 
 def test_half_a_size_is_refused():
-    with pytest.raises(SystemExit, match="rows=4 and cols=None"):
+    with pytest.raises(ValueError, match="rows=4 and cols=None"):
         study(Settings(rows=4), Console())
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_wafers_are_refused(seeds):
+    with pytest.raises(ValueError, match=f"--seeds {seeds} is too small"):
+        study(Settings(rows=8, cols=8, seeds=seeds), Console())
+
+
+def test_who_reads_no_more_ends_the_help_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments.yield_study", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:  # fmt: skip
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() in (0, 1, 141)

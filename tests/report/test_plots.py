@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from wsejax.hardware import WSE3, DefectMap, Wafer
-from wsejax.report import plot_loss, plot_wafer
+from wsejax.report import plot_loss, plot_wafer, plot_yield
 from wsejax.report.plots import _DEAD, _UNUSED
 
 
@@ -119,3 +119,13 @@ def test_no_rows_is_an_error_and_pyplot_is_never_imported(tmp_path):
     with pytest.raises(ValueError, match="metrics has no rows"):
         plot_loss([], tmp_path / "loss.png")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_one_bound_on_hops_has_no_trade_off_to_draw(tmp_path):
+    rows = [{"utilisation": 0.9 + n / 1000, "mean_dilation": 1.03 + n / 1e4, "max_dilation_allowed": 3} for n in range(4)]
+    figure = plot_yield(rows, tmp_path / "yield.png")
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        assert not axes.lines and all(float(tick).is_integer() for tick in axes.get_yticks())  # wafers are whole
+        assert not axes.xaxis.get_offset_text().get_text()
+    assert len(plot_yield([*rows, dict(rows[0], max_dilation_allowed=4)], tmp_path / "yield.png").axes) == 4

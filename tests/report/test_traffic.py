@@ -34,6 +34,8 @@ def test_every_busy_link_is_a_line_coloured_by_what_it_carries(tmp_path):
             want[(c, r), (c, r + 1)] = n
     drawn = {tuple(map(tuple, np.asarray(line, int))): v for line, v in zip(heat.get_segments(), heat.get_array(), strict=True)}
     assert drawn == want
+    most = max(int(np.max(part)) for part in (north, east, south, west))
+    assert f"{max(want.values()):,} both ways, {most:,} one way" in figure.axes[0].get_title()
     assert (tmp_path / "traffic.png").stat().st_size > 10_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from wsejax.compiler import UnsupportedOpError
 
 from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
-from .models import Compare, Fit, Validate
+from .models import Compare, Fit, Models, Validate
 from .output import show
 
 _named = tyro.conf.subcommand
@@ -24,12 +25,14 @@ COMMANDS: dict[str, Any] = {
     "cost": Cost,
     "fit": Fit,
     "compare": Compare,
+    "models": Models,
     "trace": Trace,
     "validate": Validate,
 }
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 DESCRIPTION = (
     "A functional emulator of a wafer-scale engine: what the machine is, what a program does on it, and what that would take. "
-    "Every wafer time is modelled, and none is measured."
+    "Every wafer time is modelled, and none is measured. --version tells which wsejax this is."
 )
 
 
@@ -42,24 +45,52 @@ def _commands() -> Any:
     return union
 
 
+def version() -> str:
+    """Of the installed package; of a checkout that is not installed nobody knows."""
+    try:
+        return f"wsejax {importlib.metadata.version('wsejax')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "wsejax, from a checkout that is not installed"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0, or 2 for what the user can mend, which is then one line on stderr."""
+    try:
+        status = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads, such as `head`, has read enough; nothing may be flushed when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell has it for SIGPIPE
+
+
+def _main(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--version"]:
+        print(version())
+        return 0
     command = tyro.cli(
         _commands(),
         args=arguments,
         prog="wsejax",
         description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        config=CONFIG,
     )
     try:
         output = command.run()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError, UnsupportedOpError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(_said(error).split()), file=sys.stderr)
         return 2
-    try:
-        show(output, command.json)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads, such as `head`, has read enough; nothing may be flushed when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell has it for SIGPIPE
+    except MemoryError as error:
+        print(f"error: more than this host's memory: {' '.join(str(error).split())}; ask for something smaller", file=sys.stderr)
+        return 2
+    show(output, command.json)
     return 0
+
+
+def _said(error: Exception) -> str:
+    """The error's own words; of a file that cannot be written, the name that the user gave."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename).removesuffix('.partial')}: {error.strerror or error}; give a path that can be read or written"
+    return str(error)

@@ -11,7 +11,9 @@ import tyro
 
 from wsejax.cost import cost, memory, timeline
 from wsejax.cost.timeline import TRACKS
-from wsejax.report import cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
+from wsejax.report import audit_table, cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
+from wsejax.report.errors import TWO_MODELS
+from wsejax.report.pricing import verdict_text
 
 from .machine import changed
 from .output import Output, table
@@ -28,7 +30,7 @@ class Audit(ProgramArguments):
     def run(self) -> Output:
         asked, lowered = self.lowered()
         audit = lowered.audit()
-        return Output({"program": asked.title, **audit.to_dict()}, (asked.title, audit))
+        return Output({"program": asked.title, **audit.to_dict()}, (asked.title, audit_table(audit)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +63,21 @@ class Cost(OnSystem):
     """Print one JSON document instead of tables."""
 
     def run(self) -> Output:
+        if self.lines < 0:
+            raise ValueError(f"--lines {self.lines}: rows of a table are 0 or more")
         machine = changed(self.system, self.set)
         asked, lowered = self.lowered()
+        trains = bool(lowered.program.state_bytes)
         priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
         held = memory(lowered, machine)
         errors = kernel_errors(priced)
-        data = {"program": asked.title, **priced.to_dict(), "model_errors": _as_data(errors), "memory": held.to_dict()}
-        parts = [asked.title, cost_table(priced, self.lines, errors_text(errors)), "", memory_table(held)]
+        said = (*errors_text(errors, trains), *((TWO_MODELS,) if trains else ()))
+        fits = not verdict_text(priced.execution, held)
+        data = {
+            "program": asked.title, **priced.to_dict(), "fits": fits, "errors": list(said), "model_errors": _as_data(errors),
+            "memory": held.to_dict(),
+        }  # fmt: skip
+        parts = [asked.title, cost_table(priced, self.lines, said, held), "", memory_table(held)]
         if self.memory_out is not None:
             plot_memory(held, self.memory_out)
             data["memory_path"] = str(self.memory_out)
@@ -97,18 +107,20 @@ class Trace(OnSystem):
         run.save(self.out)
         busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in TRACKS}
         whole, errors = float(machine.seconds(run.cycles)), kernel_errors(cost(lowered, machine))
+        said = errors_text(errors, bool(lowered.program.state_bytes))
+        against = verdict_text("streamed" if self.streamed else "resident", memory(lowered, machine))
         data = {
             "modelled": True, "program": asked.title, "system": machine.name, "seconds": whole, "busy_seconds": busy,
             "events": len(run.events), "kernels_left_out": run.left_out, "path": str(self.out),
-            "model_errors": _as_data(errors),
+            "fits": not against, "errors": list(said), "model_errors": _as_data(errors),
         }  # fmt: skip
         rows = [(track, f"{sum(e.track == track for e in run.events):,}", seconds_text(s), f"{s / whole:.1%}") for track, s in busy.items()]
-        head = f"{asked.title} on {machine.name}: modelled {seconds_text(whole)}; {errors_text(errors)}"
-        parts = [head, table(("track", "events", "busy, modelled", "of the run"), rows)]
+        head = f"{asked.title} on {machine.name}: modelled {seconds_text(whole)}" + (f"; {against}" if against else "")
+        parts = [head, *said, table(("track", "events", "busy, modelled", "of the run"), rows)]
         if run.left_out:
             parts.append(f"{run.left_out:,} later kernels have no events; --max-kernels shows more")
         if self.picture is not None:
-            plot_timeline(run, self.picture)
+            plot_timeline(run, self.picture, said[0] if said else "")
             data["picture_path"] = str(self.picture)
         where = f"trace: {self.out}" + (f", picture: {self.picture}" if self.picture else "")
         return Output(data, [*parts, where])

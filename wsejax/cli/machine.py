@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ from wsejax.report import plot_wafer
 from .output import Output, table, with_unit
 
 SPECS = {"wse1": WSE1, "wse2": WSE2, "wse3": WSE3}
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(System) if f.name != "name")
 
 
 def spec_of(name: str) -> WaferSpec:
@@ -36,13 +40,22 @@ def changed(base: str, changes: tuple[str, ...]) -> System:
     """
     values: dict[str, float] = {}
     for text in changes:
-        name, equals, value = text.partition("=")
+        field, equals, value = text.partition("=")
+        name = field.strip().replace("-", "_")
         try:
-            values[name.strip().replace("-", "_")] = float(value)
+            number = float(value)
         except ValueError:
-            raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64") from None
+            equals = ""
         if not equals:
             raise ValueError(f"--set {text}: give FIELD=NUMBER, such as --set link_bits=64")
+        if name not in FIELDS and name != "name":
+            near = difflib.get_close_matches(name, FIELDS, n=4, cutoff=0.4)
+            hint = f"near it: {', '.join(near)}; " if near else ""
+            raise ValueError(f"--set {text}: a machine has no {name}; {hint}`wsejax specs` lists its fields")
+        if name == "name" or name in values:
+            reason = "is given twice" if name in values else "is no number"
+            raise ValueError(f"--set {text}: {name} {reason}; give each field once, such as --set link_bits=64")
+        values[name] = number
     return system(base).replace(**values)
 
 
@@ -101,12 +114,11 @@ class Specs:
             "systems": {name: dataclasses.asdict(s) for name, s in systems.items()},
         }
         figures = [(label, *(text(s) for s in specs.values())) for label, text in FIGURES]
-        fields = [f.name for f in dataclasses.fields(System) if f.name != "name"]
-        prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in fields]
+        prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in FIELDS]
         parts = (
-            table(("wafer", *specs), figures),
+            table(("wafer", *specs), figures, fold={"wafer": 20, **dict.fromkeys(specs, 12)}),
             "sources: beside each figure in wsejax/hardware/spec.py\n",
-            table(("what modelled prices take, by field", *systems), prices),
+            table(("what modelled prices take, by field", *systems), prices, fold={"what modelled prices take, by field": 30}),
             "change one with --set, such as `wsejax cost gpt2 --set link_bits=64`; sources in wsejax/hardware/system.py",
         )
         return Output(data, parts)
@@ -149,6 +161,11 @@ class WaferCommand:
 
     def defects(self, spec: WaferSpec) -> DefectMap:
         if self.dead_pes is None:
+            if (expected := self.per_mm2 * spec.area_mm2) > 100 * spec.pes:
+                raise ValueError(
+                    f"--per-mm2 {self.per_mm2:g}: that is {expected:.3g} defects on {spec.pes:,} PEs, and none would live; give less,"
+                    " such as 0.001"
+                )
             return DefectMap.sample(spec, per_mm2=self.per_mm2, clustering=self.clustering, seed=self.seed)
         return DefectMap.uniform(spec, dead_pe_fraction=self.dead_pes, dead_link_fraction=self.dead_links, seed=self.seed)
 
@@ -187,7 +204,7 @@ class WaferCommand:
             ("logical links over one physical", f"{routes.congestion} at most"),
             ("colours that keep routes from deadlock", f"{routes.colours}"),
         ]
-        parts: list[Any] = [table((f"{spec.name}, seed {self.seed}", ""), rows)]
+        parts: list[Any] = [table((f"{spec.name}, seed {self.seed}", ""), rows, fold={"": 30})]
         for path, write, what in ((self.out, lambda p: plot_wafer(wafer, p), "picture"), (self.defects_out, defects.save, "defects")):
             if path is not None:
                 write(path)

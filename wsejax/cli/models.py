@@ -13,11 +13,11 @@ from wsejax.cost.estimate import fits
 from wsejax.cost.table import load_points
 from wsejax.cost.validation import validate
 from wsejax.cost.workload import Workload
-from wsejax.report import comparison_table, error_of, plot_breakdown, plot_validation, validation_table
+from wsejax.report import Sheet, comparison_table, error_of, plot_breakdown, plot_validation, validation_table
 
 from .machine import changed
 from .output import Output, table, with_unit
-from .programs import llm
+from .programs import llm, published_models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Compare:
     """Sequences of a step, over all machines."""
     seq: int | None = None
     """Tokens of a sequence; the model's context, at most 2048, where it is left out."""
-    micro_batches: int = 1
-    """Of each wafer; each streams all weights."""
+    micro_batches: int | None = None
+    """Of each wafer, each streaming all weights; as many as activations need, at what they cost in published runs, where it is left out."""
     dollars_per_hour: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="SYSTEM=NUMBER")] = ()
     """Rate of a whole machine, such as 8xh100=24; the presets' are assumptions."""
     out: Path | None = None
@@ -102,7 +102,7 @@ class Compare:
         found = compare(work, self.systems, dollars_per_hour=_rates(self.dollars_per_hour, self.systems), micro_batches=self.micro_batches)
         errors = {row.error_group: error_of(row.error_group) for row in found.rows if row.error_group}
         data: dict[str, Any] = {**found.to_dict(), "model_errors": errors}
-        parts: list[Any] = [comparison_table(found), "", *(f"model of {group}: {error}" for group, error in errors.items())]
+        parts: list[Any] = [comparison_table(found), *(f"model of {group}: {error}" for group, error in errors.items())]
         if self.out is not None:
             plot_breakdown(found, self.out)
             data["picture_path"] = str(self.out)
@@ -121,6 +121,23 @@ def _rates(texts: tuple[str, ...], systems: tuple[str, ...]) -> dict[str, float]
         if name not in systems:
             raise ValueError(f"--dollars-per-hour {text}: {name!r} is not compared; --systems has {', '.join(systems)}")
     return rates
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The models that are known by name, with their dimensions."""
+
+    json: bool = False
+    """Print one JSON document instead of a table."""
+
+    def run(self) -> Output:
+        found = [llm(name) for name in published_models()]
+        data = {"models": [{**dataclasses.asdict(one), "parameters": one.parameters} for one in found]}
+        count = lambda one: (with_unit(one.parameters, "").strip(), one.layers, one.width, f"{one.heads}/{one.kv_heads}", one.ffn_width)
+        rows = [(one.name, *count(one), one.vocab_size, one.context) for one in found]
+        columns = ("model", "weights", "layers", "width", "heads/kv", "ffn", "vocabulary", "context")
+        made = Sheet(columns, rows, drop=("ffn", "heads/kv", "vocabulary"))
+        return Output(data, [made, "any of these, or a JSON file with these dimensions, wherever a command takes a model"])
 
 
 @dataclasses.dataclass(frozen=True)

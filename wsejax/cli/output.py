@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import rich.box
 import rich.console
-import rich.table
-import rich.text
 
-PIPE_WIDTH = 160  # columns where nothing says how many there are
-LEAST_WIDTH = 100  # of a table that is still read
+from wsejax.report import Sheet
+
+PIPE_WIDTH = 160  # columns in a pipe or a file, the same wherever the command runs
+LEAST_WIDTH = 60  # of a table that is still read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +27,9 @@ class Output:
     parts: Sequence[rich.console.RenderableType | str]
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", left: int = 1) -> rich.table.Table:
-    """Of texts; the first `left` columns lean to the left, the others to the right."""
-    made = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=title or None, title_justify="left", title_style="bold"
-    )
-    for n, name in enumerate(columns):
-        made.add_column(name, justify="left" if n < left else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(rich.text.Text(str(cell)) for cell in row))
-    return made
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", fold: Mapping[str, int] | None = None) -> Sheet:
+    """Of texts; the first column leans to the left, the others to the right. `fold` as of `Sheet`."""
+    return Sheet(columns, rows, title, fold=fold or {})
 
 
 def with_unit(value: float, unit: str, digits: int = 3) -> str:

@@ -165,7 +165,9 @@ def dimensions(model: str) -> dict[str, Any]:
         try:
             return dict(presets.find(model))
         except ValueError as error:
-            raise ValueError(f"{error}. Known are {', '.join(presets.names())}") from None
+            if (own := _small_gpt(model)) is not None:
+                return _dimensions_of(model.lower(), own)
+            raise ValueError(f"{error}; `wsejax models` lists all {len(published_models())}") from None
     if not Path(model).is_file():
         raise FileNotFoundError(f"{model}: no such file; give a JSON file of dimensions, or a published model by its name")
     try:
@@ -177,6 +179,22 @@ def dimensions(model: str) -> dict[str, Any]:
             f"{model}: holds {type(read).__name__}; give an object of dimensions, such as {{'layers': 32, 'width': 4096, ...}}"
         )
     return dict(read)
+
+
+def published_models() -> list[str]:
+    """Names that `llm` knows: the small GPTs that train here, and what others have published."""
+    return [*model_file("gpt").PRESETS, *model_file("presets").names()]
+
+
+def _small_gpt(model: str) -> Any:
+    """The configuration of `models.gpt` by that name, in any case; None if there is none."""
+    return model_file("gpt").PRESETS.get(model.lower())
+
+
+def _dimensions_of(name: str, config: Any) -> dict[str, Any]:
+    """Of a `GPTConfig`: an MLP of four widths, and the head tied to the table."""
+    same = {field: getattr(config, field) for field in ("layers", "width", "heads", "head_width", "vocab_size", "context")}
+    return {"name": name, **same, "kv_heads": config.heads, "ffn_width": 4 * config.width, "gated": False, "tied": True}
 
 
 def llm(model: str) -> LLM:
@@ -193,8 +211,7 @@ def _model(by: ProgramArguments) -> Asked:
     from wsejax.training.state import split_model
 
     gpt = model_file("gpt")
-    if by.program in gpt.PRESETS:
-        config = gpt.PRESETS[by.program]
+    if (config := _small_gpt(by.program)) is not None:
         build, longest = (lambda: gpt.GPT(config, rngs=nnx.Rngs(0))), config.context
     else:
         one = llm(by.program)

@@ -1,12 +1,19 @@
 """The same training step on wafers and on clusters, side by side: seconds, tokens, energy, dollars, and what each waits for.
 
 All times are modelled. A cluster gets its fastest plan whose memory suffices, with kernels at `Cluster.kernel_efficiency`; wafers stream
-weights and share the batch. Energy is that of whole systems (boxes at their peak; wafers by their idle and peak power), without cooling.
+weights and share the batch. A lowered program that a wafer holds whole is priced kernel by kernel instead. These are two models (`MODELS`):
+whole steps are fitted to whole published runs, with what software adds to each layer and step, and kernels are priced without. Energy is
+that of whole systems (boxes at their peak; wafers by their idle and peak power), without cooling.
+
+Activations that no wafer holds at once take micro-batches. The published runs that whole steps are fitted to needed up to 86 of them, by
+the same count, and were not slower for it: with all weights streamed for each, the best fit misses the largest by 22% to 37%. So what
+micro-batches cost is taken to be in the fitted constants, and the bound with all of them charged is given beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +24,22 @@ from wsejax.hardware.system import SYSTEMS, system
 
 from .accelerators import ACCELERATORS, Cluster, accelerator, cluster
 from .baselines import Plan, best_plan, check_plan, train_step
+from .errors import model_error
 from .estimate import OUTSIDE_BYTES
-from .model import Cost
+from .memory import memory
+from .model import Cost, cost
 from .training import Streaming, wafer_step
 from .workload import Workload
 
 # Nobody publishes what a wafer rents for. A system of 2 to 3 million dollars over three years is 76 to 114 dollars an hour: an assumption.
 WAFER_DOLLARS_PER_HOUR = 110.0
 _GPUS = ("A100", "H100", "H200", "B200")
+MODELS = {
+    "whole steps": "from dimensions, fitted to ALCF's whole runs, with what weight streaming adds to each layer and step; `wsejax cost` "
+    "prices kernels alone, and usually says less",
+    "kernels": "the program product by product, as `wse.cost`, without what software adds to each layer and step",
+    "alpha-beta": "kernels at a fitted share of the peak, messages by latency and bandwidth",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,7 @@ class Row:
 
     name: str
     plan: str
+    model: str  # of `MODELS`: by what the time was modelled
     error_group: str | None  # of published points that the model was held against; None: there are none, or each kernel has its own
     step_seconds: float
     tokens_per_second: float
@@ -78,7 +94,23 @@ class Comparison:
             "rows": [row.to_dict() for row in self.rows],
             "left_out": [{"name": name, "reason": reason} for name, reason in self.left_out],
             "conditions": list(self.conditions),
+            "models": {name: MODELS[name] for name in dict.fromkeys(row.model for row in self.rows)},
         }
+
+    def models(self) -> tuple[str, ...]:
+        """A line for each model that a row's time is of."""
+        return tuple(f"modelled, {name}: {MODELS[name]}" for name in dict.fromkeys(row.model for row in self.rows))
+
+    def __str__(self) -> str:
+        rows = [
+            f"{row.name}: modelled {row.step_seconds:.4g} s a step, {row.tokens_per_second:,.0f} tokens/s, {row.joules / 1e6:.3g} MJ, "
+            f"{row.dollars:.3g} $, {row.plan} ({row.model})"
+            for row in self.rows
+        ]
+        out = [f"left out: {name}: {reason}" for name, reason in self.left_out]
+        groups = dict.fromkeys(row.error_group for row in self.rows if row.error_group)
+        errors = [f"model of {group}: {model_error(group)}" for group in groups]
+        return "\n".join([f"{self.workload.name}: one training step, modelled", *rows, *out, *self.models(), *errors, *self.conditions])
 
 
 def machine(name: str) -> Wafers | Cluster:
@@ -110,19 +142,82 @@ def _label(one: Wafers | Cluster | Cost) -> str:
     return one.name if isinstance(one, Cluster) else one.system.name
 
 
-def _wafer_row(work: Workload, one: Wafers, rate: float, streaming: Streaming | None, micro_batches: int) -> Row:
+def _whole(count: float, one: str, many: str) -> str:
+    return f"{count:,.0f} {one if count == 1 else many}"
+
+
+def least_micro_batches(work: Workload, one: Wafers) -> int:
+    """The fewest micro-batches whose activations each wafer holds beside two layers of weights and a gradient, with the inside of layers
+    computed again, as `wse.fits`. 1 where the workload says nothing of its activations.
+
+    Raises:
+      ValueError: not even one sequence fits, or there are fewer of them than wafers; the message names what is too large, and by how much.
+    """
+    room, layers = float(one.system.sram_bytes), 3.0 * float(work.layer_bytes)
+    if layers > room:
+        raise ValueError(
+            f"{work.name} does not fit {_label(one)}: weights of two layers and a gradient are {layers / 1e9:.3g} GB, a wafer holds"
+            f" {room / 1e9:.3g} GB, {(layers - room) / 1e9:.3g} GB too little"
+        )
+    sequences = float(work.sequences)
+    if not sequences:
+        return 1
+    if one.count > sequences:
+        raise ValueError(f"{work.name} has {_whole(sequences, 'sequence', 'sequences')} for {one.count} wafers: each needs at least one")
+    each = float(work.recomputed_bytes) / sequences
+    if layers + each > room:
+        raise ValueError(
+            f"{work.name} does not fit {_label(one)}: activations of one sequence are {each / 1e9:.3g} GB, beside {layers / 1e9:.3g} GB of"
+            f" weights and a gradient; a wafer holds {room / 1e9:.3g} GB, {(layers + each - room) / 1e9:.3g} GB too little: shorten it"
+        )
+    at_once = (room - layers) // each if each else sequences
+    return math.ceil(math.ceil(sequences / one.count) / at_once)
+
+
+def _least_parts(lowered: Lowered, one: Wafers) -> int:
+    """The same of a program, by what `wse.memory` finds alive on the fullest PE where weights are streamed; inputs are all there."""
+    held = memory(lowered, one.system)
+    varying = (sum(held.streamed_peak.values()) - held.streamed_peak["inputs"]) / one.count
+    fixed = held.code_bytes + held.layer_bytes + held.streamed_peak["inputs"] / one.count
+    room = float(one.system.sram_per_pe_bytes)
+    if fixed >= room:
+        raise ValueError(
+            f"the program does not fit {_label(one)}: its inputs and the weights of a few layers, with code, are {fixed:,.0f} bytes in the"
+            f" fullest PE, which has {room:,.0f}, {fixed - room:,.0f} too little"
+        )
+    return max(1, math.ceil(varying / (room - fixed)))
+
+
+def _wafer_row(
+    work: Workload, one: Wafers, rate: float, streaming: Streaming | None, asked: int | None, lowered: Lowered | None
+) -> tuple[Row, str | None]:
+    """The row, and a bound on its time if micro-batches cost more than in the published runs."""
     if work.state_bytes > OUTSIDE_BYTES:
         raise ValueError(
             f"{work.name} does not fit {_label(one)}: weights and optimizer state are {work.state_bytes / 1e12:.3g} TB, the memory outside"
             f" the wafers holds {OUTSIDE_BYTES / 1e12:g} TB, {(work.state_bytes - OUTSIDE_BYTES) / 1e12:.3g} TB too little"
         )
-    step = wafer_step(one.system, work, one.count, micro_batches, streaming)
+    least = least_micro_batches(work, one) if lowered is None else _least_parts(lowered, one)
+    if asked is not None and 1 <= asked < least:
+        raise ValueError(
+            f"micro_batches={asked}: activations of {work.name} do not fit {_label(one)} in less than {least} micro-batches; give as many,"
+            " or None"
+        )
+    step = wafer_step(one.system, work, one.count, 1 if asked is None else asked, streaming)
+    note = None
+    if asked is None and least > 1:
+        bound = float(wafer_step(one.system, work, one.count, least, streaming).seconds)
+        note = (
+            f"{_label(one)}: activations take {least} micro-batches, as they did in the runs that the model is fitted to; modelled at most"
+            f" {bound:.3g} s, if all weights were streamed for each"
+        )
     seconds = float(step.seconds)
     parts = {name: float(value) for name, value in step.parts().items()}
     moving = parts["stall"] + parts["boundary"] + parts["tree"] + parts["wait"]
-    return Row(
+    row = Row(
         name=_label(one),
-        plan=f"weights streamed, {micro_batches} micro-batch{'es' if micro_batches > 1 else ''}",
+        plan=f"weights streamed, {_whole(asked or least, 'micro-batch', 'micro-batches')}",
+        model="whole steps",
         error_group="training throughput",
         step_seconds=seconds,
         tokens_per_second=float(step.tokens_per_second),
@@ -132,6 +227,7 @@ def _wafer_row(work: Workload, one: Wafers, rate: float, streaming: Streaming | 
         parts=parts,
         communication_share=moving / seconds,
     )
+    return row, note
 
 
 def _cluster_row(work: Workload, one: Cluster, rate: float, plan: Plan | None) -> Row:
@@ -143,6 +239,7 @@ def _cluster_row(work: Workload, one: Cluster, rate: float, plan: Plan | None) -
     return Row(
         name=one.name,
         plan=str(plan),
+        model="alpha-beta",
         error_group="GPU training hours" if one.chip.name in _GPUS else None,
         step_seconds=seconds,
         tokens_per_second=float(work.tokens) / seconds,
@@ -154,16 +251,17 @@ def _cluster_row(work: Workload, one: Cluster, rate: float, plan: Plan | None) -
     )
 
 
-def _program_row(work: Workload, one: Cost, rate: float) -> Row:
+def _program_row(work: Workload, one: Cost, rate: float, name: str) -> Row:
     """A program that the compiler has laid out: priced kernel by kernel, not by a rate that was fitted."""
     price, seconds = one.price, one.step_seconds
     fabric = one.system.seconds(price.fabric_cycles + price.wait_cycles)
     compute = max(0.0, one.compute_seconds - fabric)
     parts = {"compute": compute, "fabric": one.compute_seconds - compute, "stall": seconds - one.compute_seconds}
     return Row(
-        name=f"{one.system.name} (program)",
-        plan=f"weights {one.execution}",
-        error_group=None,
+        name=name,
+        plan=f"weights {one.execution}" + (", at least: a loop's length is not known" if one.most_cycles > one.price.cycles else ""),
+        model="kernels",
+        error_group="whole programs" if work.gradient_bytes else None,
         step_seconds=seconds,
         tokens_per_second=float(work.tokens) / seconds,
         mfu=one.mfu,
@@ -182,7 +280,7 @@ def compare(
     dollars_per_hour: Mapping[str, float] | None = None,
     plans: Mapping[str, Plan] | None = None,
     streaming: Streaming | None = None,
-    micro_batches: int = 1,
+    micro_batches: int | None = None,
 ) -> Comparison:
     """The same step on each machine.
 
@@ -193,12 +291,17 @@ def compare(
       dollars_per_hour: of the whole machine, by the name in its row or by what was asked for; presets have assumptions.
       plans: of clusters, likewise; else the fastest whose memory suffices.
       streaming: constants of weight streaming, fitted ones by default.
-      micro_batches: of each wafer; each streams all weights.
+      micro_batches: of each wafer, each of which streams all weights. None: as many as activations need (`least_micro_batches`), at what
+        they cost in published runs.
+
+    A program that one wafer holds whole, by `wse.memory`, is priced there by `wse.cost`; on several wafers, and where it does not fit, its
+    weights are streamed.
 
     Raises:
       ValueError: nothing to compare, an unknown preset, or a rate that is negative. A machine that cannot hold the step is left out, with
         its reason, unless it is the only one.
     """
+    lowered = work if isinstance(work, Lowered) else None
     if isinstance(work, Lowered):
         if tokens is None:
             raise ValueError("tokens=None: a program does not say how many tokens (or samples) a run is; give them")
@@ -217,9 +320,14 @@ def compare(
         try:
             if isinstance(one, Wafers):
                 each = WAFER_DOLLARS_PER_HOUR if given is None else given / one.count
-                rows.append(_wafer_row(work, one, each, streaming, micro_batches))
+                if lowered is not None and one.count == 1 and memory(lowered, one.system).verdict == "resident":
+                    rows.append(_program_row(work, cost(lowered, one.system, execution="resident"), each, label))
+                else:
+                    row, note = _wafer_row(work, one, each, streaming, micro_batches, lowered)
+                    rows.append(row)
+                    notes += [note] if note else []
             elif isinstance(one, Cost):
-                rows.append(_program_row(work, one, default if given is None else given))
+                rows.append(_program_row(work, one, default if given is None else given, f"{label} (program)"))
             else:
                 plan = asked_plans.get(label, asked_plans.get(asked) if isinstance(asked, str) else None)
                 rows.append(_cluster_row(work, one, default if given is None else given, plan))

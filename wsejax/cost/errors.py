@@ -12,15 +12,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class ModelError:
-    """Median absolute relative error of a group; `held_out` where every point was predicted by constants that it had no part in."""
+    """Median absolute relative error of a group; `held_out` where every point was predicted by constants that it had no part in.
+    `fitted` says whether there are constants at all."""
 
     group: str
     median: float
     points: int
     held_out: bool
+    fitted: bool = True
 
     def __str__(self) -> str:
-        how = ("5-fold" if self.points >= 5 else "each left out in turn") if self.held_out else "in-sample"
+        apart = "5-fold" if self.points >= 5 else "each left out in turn"
+        how = "nothing fitted" if not self.fitted else apart if self.held_out else "in-sample"
+        if self.points == 1:
+            return f"error {self.median:.1%} ({how}) on 1 published point"
         return f"median error {self.median:.1%} ({how}) on {self.points} published points"
 
 
@@ -45,7 +50,7 @@ def model_error(group: str) -> ModelError:
     if not known["points"]:
         raise ValueError(f"group={group!r}: no published point counts for it, so there is no error to state")
     held_out = known["held_out_median"] is not None
-    return ModelError(group, known["held_out_median"] if held_out else known["median"], known["points"], held_out)
+    return ModelError(group, known["held_out_median"] if held_out else known["median"], known["points"], held_out, bool(known["constants"]))
 
 
 def constants(group: str) -> dict[str, float]:

@@ -179,10 +179,14 @@ class _Ways:
         return max(0.0, capacity - sum(v for k, v in parts.items() if k != self.grows)) / self.token_bytes
 
 
+def largest_layer_parameters(llm: LLM) -> int:
+    """Weights of a block, or of the table of tokens where that is larger."""
+    return max(llm.block_parameters, llm.vocab_size * llm.width)
+
+
 def _two_layers(llm: LLM, wafers: int, weight_bytes: float) -> dict[str, float]:
     """Every wafer holds the weights of the layer at hand, and the next one's as they come in."""
-    layer = max(llm.block_parameters, llm.vocab_size * llm.width)
-    return {"weights of two layers": 2.0 * layer * weight_bytes * wafers}
+    return {"weights of two layers": 2.0 * largest_layer_parameters(llm) * weight_bytes * wafers}
 
 
 def _training(llm: LLM, wafers: int, tokens: float, each: Mapping[str, float], recompute: bool) -> _Ways:
@@ -272,7 +276,11 @@ def fits(
         tried = ways(at_hand)
     short = {**_missing(tried.streamed, capacity, "on the wafer"), **_missing(tried.outside, outside_bytes, "outside")}
     if short:
-        over = (f"{part} is over by {_gb(size)}" for part, size in short.items())
+        over = [f"too large: {part}, by {_gb(size)}" for part, size in short.items()]
+        at_once = math.floor(tried.room(tried.streamed, capacity) / wafers) if what == "train" else 0
+        if at_once >= 1:
+            parts = math.ceil(at_hand / at_once)
+            over.append(f"in micro-batches: {parts:,} of at most {at_once:,} tokens on a wafer, if its sequences are no longer")
         return result("does not fit", tried.streamed, tried.outside, short, resident_note, *over)
     notes = [resident_note]
     if (now := at_hand if what == "train" else batch) < need:

@@ -12,7 +12,7 @@ class LLM:
     """Dimensions of a transformer. Counts, no units.
 
     Raises:
-      ValueError: a dimension that is no positive integer, or heads that do not divide.
+      ValueError: a dimension that is no positive integer, a flag that is neither true nor false, or heads that do not divide.
     """
 
     name: str
@@ -33,6 +33,9 @@ class LLM:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field}={value!r}: a dimension of a model is a positive integer")
+        for field in ("gated", "tied", "causal"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{field}={getattr(self, field)!r}: must be true or false")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
 

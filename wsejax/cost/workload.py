@@ -11,12 +11,13 @@ import jax.tree_util
 from wsejax.compiler import Lowered, Program
 from wsejax.hardware.records import check_fields, replaced
 
+from .estimate import activation_bytes, largest_layer_parameters
 from .llm import LLM
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "flops": (1, 1e30), "tokens": (1, 1e12), "parameters": (1, 1e16), "parameter_bytes": (1, 1e17), "gradient_bytes": (0, 1e17),
     "state_bytes": (0, 1e18), "activation_bytes": (0, 1e19), "boundary_bytes": (0, 1e18), "memory_traffic_bytes": (0, 1e21),
-    "layers": (1, 1e5), "itemsize_bytes": (0.5, 8),
+    "layers": (1, 1e5), "itemsize_bytes": (0.5, 8), "sequences": (0, 1e12), "layer_bytes": (0, 1e17), "recomputed_bytes": (0, 1e19),
 }  # fmt: skip
 
 
@@ -40,6 +41,9 @@ class Workload:
     memory_traffic_bytes: Any = 0.0  # between chip and memory, of activations; weights and state come on top
     layers: Any = 1.0  # one after the other
     itemsize_bytes: Any = 2.0
+    sequences: Any = 0.0  # a machine works through at least one of them at a time; 0: not known
+    layer_bytes: Any = 0.0  # weights of the largest layer, as they are multiplied; 0: not known
+    recomputed_bytes: Any = 0.0  # of activations held for the backward pass where the inside of layers is computed again; 0: not known
 
     def __post_init__(self) -> None:
         check_fields(self, PLAUSIBLE)
@@ -104,6 +108,9 @@ class Workload:
             memory_traffic_bytes=4.0 * tokens * llm.layers * held,  # written and read forward, read and written again backward
             layers=float(llm.layers),
             itemsize_bytes=float(itemsize_bytes),
+            sequences=float(batch),
+            layer_bytes=float(largest_layer_parameters(llm) * itemsize_bytes),
+            recomputed_bytes=activation_bytes(llm, tokens, itemsize_bytes),
         )
 
 

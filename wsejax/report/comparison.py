@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from rich.table import Table
+from rich.console import Group
+from rich.text import Text
 
 from ..cost.compare import Comparison
 from ..cost.tco import Swing, Tco
 from .plots import _figure, _save
+from .tables import Sheet
 
 # What keeps machines busy is blue, what they wait for is warm.
 _COLOURS = {
@@ -22,28 +24,23 @@ _COLOURS = {
 _LOW, _HIGH = "#9dbfe3", "#d9822b"
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """A row for each machine. What could not hold the step stands below, with its reason."""
-    table = Table(title=f"{comparison.workload.name}: one training step, modelled", title_justify="left")
-    table.add_column("machine")
-    for name in ("modelled step (s)", "tokens/s", "MFU", "waits", "MJ/step", "$/step"):
-        table.add_column(name, justify="right")
-    table.add_column("plan")
-    for row in comparison.rows:
-        table.add_row(
-            row.name,
-            f"{row.step_seconds:.3g}",
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.mfu:.1%}",
-            f"{row.communication_share:.1%}",
-            f"{row.joules / 1e6:.3g}",
-            f"{row.dollars:.3g}",
-            row.plan,
+def comparison_table(comparison: Comparison) -> Group:
+    """A row for each machine. Below stand what could not hold the step, each with its reason, and which models the times are of."""
+    rows = [
+        (
+            row.name, f"{row.step_seconds:.3g}", f"{row.tokens_per_second:,.0f}", f"{row.mfu:.1%}", f"{row.communication_share:.1%}",
+            f"{row.joules / 1e6:.3g}", f"{row.dollars:.3g}", row.plan, row.model,
         )
-    notes = [f"left out: {name}: {reason}" for name, reason in comparison.left_out]
-    table.caption = "\n".join([*notes, *comparison.conditions]) or None
-    table.caption_justify = "left"
-    return table
+        for row in comparison.rows
+    ]  # fmt: skip
+    table = Sheet(
+        ("machine", "modelled s/step", "tokens/s", "MFU", "waits", "MJ/step", "$/step", "plan", "model"),
+        rows, title=f"{comparison.workload.name}: one training step, modelled", left=(0, 7, 8),
+        drop=("MJ/step", "waits", "MFU"), fold={"machine": 9, "plan": 16, "model": 10},
+    )  # fmt: skip
+    out = [f"left out: {name}: {reason}" for name, reason in comparison.left_out]
+    what = table if rows else Text(f"{comparison.workload.name}: no machine asked for can hold the step")
+    return Group(what, *(Text(line) for line in (*out, *comparison.models(), *comparison.conditions)))
 
 
 def plot_breakdown(comparison: Comparison, path: str | os.PathLike[str]) -> Figure:
@@ -74,16 +71,15 @@ def plot_breakdown(comparison: Comparison, path: str | os.PathLike[str]) -> Figu
     return _save(figure, path)
 
 
-def tco_table(*totals: Tco) -> Table:
+def tco_table(*totals: Tco) -> Sheet:
     """Hours and dollars of projects side by side."""
-    table = Table(title="total cost, on modelled throughput", title_justify="left")
-    table.add_column("project")
-    for name in ("training (h)", "people (h)", "days", "machine ($)", "people ($)", "energy ($)", "total ($)"):
-        table.add_column(name, justify="right")
+    columns = ("project", "training (h)", "people (h)", "days", "machine ($)", "people ($)", "energy ($)", "total ($)")
+    rows = []
     for total in totals:
         hours = (f"{float(total.training_hours):,.1f}", f"{float(total.people_hours):,.0f}", f"{float(total.days):,.1f}")
-        table.add_row(total.name, *hours, *(f"{float(d):,.0f}" for d in total.parts().values()), f"{float(total.dollars):,.0f}")
-    return table
+        rows.append((total.name, *hours, *(f"{float(d):,.0f}" for d in total.parts().values()), f"{float(total.dollars):,.0f}"))
+    title = "total cost, on modelled throughput"
+    return Sheet(columns, rows, title, drop=("people (h)", "energy ($)", "people ($)"), fold={"project": 16})
 
 
 def plot_tornado(

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ..hardware import Wafer
 
@@ -129,8 +130,10 @@ def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     if not found:
         raise ValueError("records has no wafer with a mesh: there is nothing to draw; allow more hops or fewer defects")
     bounds = sorted({r["max_dilation_allowed"] for r in found})
-    figure = _figure(10, 7.2)
-    (size, hops), (longest, mean) = figure.subplots(2, 2)
+    several = len(bounds) > 1  # of one bound there is no trade-off to draw
+    figure = _figure(10, 7.2 if several else 3.8)
+    panels = figure.subplots(2 if several else 1, 2, squeeze=False)
+    size, hops = panels[0]
     for bound in bounds:
         some = [r for r in found if r["max_dilation_allowed"] == bound]
         size.hist([100 * r["utilisation"] for r in some], bins=12, alpha=0.6, label=f"at most {bound} hops")
@@ -138,8 +141,8 @@ def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     average = lambda key, bound: float(np.mean([r[key] for r in found if r["max_dilation_allowed"] == bound]))
     used = [100 * average("utilisation", bound) for bound in bounds]
     means = [average("mean_dilation", bound) for bound in bounds]
-    for axes, at in ((longest, bounds), (mean, means)):
-        axes.plot(at, used, "o-" if axes is longest else "o", color="#1f5fa8", label="logical mesh")
+    for axes, at in zip(panels[1:].ravel(), (bounds, means), strict=False):
+        axes.plot(at, used, "o-" if at is bounds else "o", color="#1f5fa8", label="logical mesh")
         for key, label, colour, style in (
             ("healthy", "healthy PEs", "#d9822b", "--"),
             ("utilisation_bound", "bound for any method", "#7a4b8f", ":"),
@@ -147,13 +150,20 @@ def plot_yield(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
             if all(key in r for r in found):
                 line = sorted(zip(at, [100 * average(key, bound) for bound in bounds], strict=True))
                 axes.plot(*zip(*line, strict=True), style, color=colour, label=label)
-    for bound, x, y in zip(bounds, means, used, strict=True):
-        mean.annotate(f"{bound} hops", (x, y), xytext=(5, -3), textcoords="offset points", fontsize="small")
+    for bound, x, y in zip(bounds, means, used, strict=True) if several else ():
+        panels[1, 1].annotate(f"{bound} hops", (x, y), xytext=(5, -3), textcoords="offset points", fontsize="small")
     size.set(xlabel="PEs in the logical mesh (% of physical)", ylabel="wafers")
     hops.set(xlabel="mean hops of a logical link", ylabel="wafers")
-    longest.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)
-    mean.set(xlabel="mean hops of a logical link", ylabel="PEs in use (% of physical)")
-    for axes in (size, hops, longest, mean):
+    for axes in (size, hops):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    if several:
+        longest, mean = panels[1]
+        longest.set(xlabel="most hops of a logical link", ylabel="PEs in use (% of physical)", xticks=bounds)
+        mean.set(xlabel="mean hops of a logical link", ylabel="PEs in use (% of physical)")
+    for axes in panels.ravel():
+        axes.ticklabel_format(useOffset=False, axis="x")
+        axes.ticklabel_format(useOffset=False, axis="y")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return _save(figure, path)
@@ -168,6 +178,11 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 def _save(figure: Figure, path: str | os.PathLike[str]) -> Figure:
     figure.savefig(path, dpi=150, metadata={"Software": "wsejax"})
     return figure
+
+
+def _scale(least: float, most: float) -> Normalize:
+    """Of colours: logarithmic from a decade on; within one it would have next to no ticks."""
+    return LogNorm(least, most) if most >= 10 * least else Normalize(min(least, 0.9 * most), most)
 
 
 def _size(rows: int, cols: int) -> tuple[float, float]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
-import rich.box
 import rich.console
-import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
-from ..cost.errors import model_error
 from ..cost.memory import Memory
 from ..cost.model import Cost
 from ..cost.timeline import TRACKS, Timeline
 from .plots import _figure, _save
+from .tables import Sheet, source_text
 
 _COLOURS = {
     "kernels": "#4a5568", "compute": "#1f5fa8", "fabric x": "#d9822b", "fabric y": "#e0b03a", "latency": "#7a2fb0", "I/O": "#2f855a",
@@ -32,21 +32,34 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def cost_table(cost: Cost, lines: int = 15, error: str = "") -> rich.console.Group:
+def verdict_text(execution: str, memory: Memory) -> str:
+    """What stands beside the modelled time of a program that cannot run so; empty if it can."""
+    if memory.verdict == "does not fit":
+        over = min(memory.peak_bytes, memory.streamed_bytes) - float(memory.system.sram_per_pe_bytes)
+        return f"DOES NOT FIT as it is, by {over:,.0f} bytes a PE: the time is of kernels alone, see below what to change"
+    if memory.verdict == "streamed" and execution == "resident":
+        return "DOES NOT FIT resident: it does if weights are streamed"
+    return ""
+
+
+def cost_table(cost: Cost, lines: int = 15, error: str | Sequence[str] = (), memory: Memory | None = None) -> rich.console.Group:
     """The modelled cost with its costliest source lines.
 
     Args:
       cost: of `wse.cost`.
       lines: at most so many rows.
-      error: of the model, printed beside the time.
+      error: of the model, a line or several to stand below the time.
+      memory: of `wse.memory`; if the program does not fit, that stands beside the time.
     """
     roof = cost.roofline
     time = seconds_text(cost.step_seconds)
     if cost.most_step_seconds != cost.step_seconds:
         time = f"{time} to {seconds_text(cost.most_step_seconds)} (a loop's length or a branch is not known)"
     rate = f", {cost.tokens_per_second:,.0f} tokens/s" if cost.tokens_per_second is not None else ""
+    against = verdict_text(cost.execution, memory) if memory is not None else ""
     head = [
-        f"modelled step on {cost.system.name}, {cost.execution}: {time}{rate}" + (f"; {error}" if error else ""),
+        f"modelled step on {cost.system.name}, {cost.execution}: {time}{rate}" + (f"; {against}" if against else ""),
+        *((error,) if isinstance(error, str) and error else error),
         f"modelled: {cost.price.flops:.4g} flops, {cost.mfu:.1%} of the dense peak, PEs compute {cost.utilisation:.0%} of the "
         f"time, {cost.price.byte_hops:.3g} bytes x hops, {cost.joules:.3g} J, {cost.watts / 1e3:.3g} kW",
         f"modelled roofline: {roof['flops_per_sram_byte']:.3g} flops an SRAM byte, {roof['flops_per_link_byte']:.3g} a link byte; the "
@@ -59,29 +72,36 @@ def cost_table(cost: Cost, lines: int = 15, error: str = "") -> rich.console.Gro
         head.append(
             f"modelled streaming of weights: {seconds_text(cost.io_seconds)} beside {seconds_text(cost.compute_seconds)} of the wafer"
         )
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("share", "modelled", "kernel", "count", "bound by", "flops", "bytes x hops", "source"):
-        table.add_column(name, justify="left" if name in ("kernel", "bound by", "source") else "right", overflow="fold")
-    for line, share in cost.costliest(lines):
-        p = line.price
-        cells = (
-            f"{share:.1%}", seconds_text(cost.system.seconds(p.cycles)), line.kernel, str(line.count), line.bound, f"{p.flops:.3g}",
-            f"{p.byte_hops:.3g}", line.source,
-        )  # fmt: skip
-        table.add_row(*(rich.text.Text(cell) for cell in cells))
+    rows = [
+        (
+            f"{share:.1%}", seconds_text(cost.system.seconds(line.price.cycles)), line.kernel, str(line.count), line.bound,
+            f"{line.price.flops:.3g}", f"{line.price.byte_hops:.3g}", source_text(line.source),
+        )
+        for line, share in cost.costliest(lines)
+    ]  # fmt: skip
+    table = Sheet(
+        ("share", "modelled", "kernel", "count", "bound by", "flops", "bytes x hops", "source"),
+        rows, left=(2, 4, 7), drop=("bytes x hops", "flops", "count"), fold={"source": 24, "kernel": 12},
+    )  # fmt: skip
     return rich.console.Group(*(rich.text.Text(line) for line in head), table)
 
 
 def memory_table(memory: Memory) -> rich.console.Group:
-    """What the fullest PE holds, kind by kind."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("held by the fullest PE")
-    table.add_column("bytes", justify="right")
-    for kind, size in (*memory.peak.items(), ("code", memory.code_bytes), ("all", memory.peak_bytes)):
-        table.add_row(kind, f"{size:,.0f}")
-    table.add_row("SRAM", f"{float(memory.system.sram_per_pe_bytes):,.0f}")
+    """What the fullest PE holds, kind by kind; of a program that does not fit resident also what is left of it if weights are streamed."""
+    fits = memory.verdict == "resident"
+    size = lambda n: "-" if n is None else f"{n:,.0f}"
+    rows = [(kind, size(n), size(memory.streamed_peak.get(kind))) for kind, n in memory.peak.items()]
+    rows += [
+        ("weights and gradient of a few layers", "-", size(memory.layer_bytes)),
+        ("code", size(memory.code_bytes), size(memory.code_bytes)),
+        ("all", size(memory.peak_bytes), size(memory.streamed_bytes)),
+        ("SRAM", *[size(float(memory.system.sram_per_pe_bytes))] * 2),
+    ]
+    columns = ("held by the fullest PE (bytes)", "resident", "weights streamed")
+    if fits:
+        rows, columns = [row[:2] for row in rows if row[1] != "-"], columns[:2]
     head = rich.text.Text(f"modelled memory on {memory.system.name}: {memory.verdict}; fullest at {memory.at}")
-    return rich.console.Group(head, table, *(rich.text.Text(line) for line in memory.advice))
+    return rich.console.Group(head, Sheet(columns, rows), *(rich.text.Text(line) for line in memory.advice))
 
 
 def plot_memory(memory: Memory, path: str | os.PathLike[str]) -> Figure:
@@ -97,14 +117,14 @@ def plot_memory(memory: Memory, path: str | os.PathLike[str]) -> Figure:
     for kind, size in (("code", memory.code_bytes), *memory.peak.items()):
         right.bar(["fullest PE"], [size], bottom=bottom, label=kind)
         bottom += size
-    right.axhline(limit, color="#c0182b", linewidth=1.2, label="SRAM")
-    right.set(ylabel="bytes")
-    right.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    right.axhline(limit, color="#111111", linestyle="--", linewidth=1.5, label="SRAM")
+    right.set(ylabel="bytes", ylim=(0, 1.05 * max(limit, memory.peak_bytes)))
+    figure.legend(*right.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=5, frameon=False)
     return _save(figure, path)
 
 
-def plot_timeline(timeline: Timeline, path: str | os.PathLike[str]) -> Figure:
-    """The tracks of a modelled run over modelled time."""
+def plot_timeline(timeline: Timeline, path: str | os.PathLike[str], error: str = "") -> Figure:
+    """The tracks of a modelled run over modelled time. `error` of the model stands below, if one is given."""
     figure = _figure(10, 3.6)
     axes = figure.add_subplot()
     scale = float(timeline.system.seconds(1.0)) * 1e3
@@ -115,7 +135,7 @@ def plot_timeline(timeline: Timeline, path: str | os.PathLike[str]) -> Figure:
     axes.set_yticks(range(len(TRACKS)), TRACKS)
     axes.invert_yaxis()
     left = f", {timeline.left_out:,} later kernels not drawn" if timeline.left_out else ""
-    error = f"modelled milliseconds (whole training steps: {model_error('whole programs')})"
-    axes.set(xlabel=error, title=f"Modelled run on {timeline.system.name}{left}", xlim=(0, timeline.cycles * scale or 1))
+    below = "modelled milliseconds" + "".join(f"\n{line}" for line in textwrap.wrap(error, 110))
+    axes.set(xlabel=below, title=f"Modelled run on {timeline.system.name}{left}", xlim=(0, timeline.cycles * scale or 1))
     axes.grid(axis="x", alpha=0.3)
     return _save(figure, path)

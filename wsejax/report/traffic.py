@@ -6,16 +6,15 @@ import os
 
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ..compiler.traffic import Traffic
 from ..hardware import Wafer
-from .plots import _DEAD, _DETAIL_SIDE_PES, _figure, _save, _size
+from .plots import _DEAD, _DETAIL_SIDE_PES, _figure, _save, _scale, _size
 
 
 def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -> Figure:
-    """Heat map of the wavelets over each physical link, both directions together, on a logarithmic scale.
+    """Heat map of the wavelets over each physical link, both directions together, on a logarithmic scale if they span a decade.
 
     Up to 128 PEs a side every link is a line between its PEs; on larger wafers every PE is a dot, coloured by the busiest of its links.
 
@@ -33,7 +32,8 @@ def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -
     rows, cols = wafer.defects.shape
     busy = np.concatenate([between_cols[between_cols > 0], between_rows[between_rows > 0]])
     most, least = (int(busy.max()), int(busy.min())) if busy.size else (1, 1)
-    norm = LogNorm(least if least < most else most / 10, most)
+    norm = _scale(least, most)
+    one_way = max(int(np.max(part)) for part in (north, east, south, west))
     figure = _figure(*_size(rows, cols))
     axes = figure.add_subplot()
     if max(rows, cols) <= _DETAIL_SIDE_PES:
@@ -59,7 +59,8 @@ def plot_traffic(program: Traffic, wafer: Wafer, path: str | os.PathLike[str]) -
     axes.set(
         xlabel="physical column",
         ylabel="physical row",
-        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours, busiest link {most if busy.size else 0:,}",
+        title=f"{program.wavelet_hops:,} wavelet hops between logical neighbours\n"
+        f"busiest link {most if busy.size else 0:,} both ways, {one_way:,} one way",
     )
     figure.colorbar(heat, ax=axes, label="wavelets over a link, both directions", shrink=0.8)
     return _save(figure, path)
