@@ -153,7 +153,7 @@ def system_of(spec: WaferSpec, name: str, **changes: Any) -> System:
         gemm_fp16_fma_per_cycle=gemm_share * spec.fp16_fma_per_cycle,
         gemm_fp32_fma_per_cycle=gemm_share * spec.fp32_fma_per_cycle,
         special_cycles=17.0,  # EPCC notes: silu of 48 fp16 elements in 855 cycles
-        launch_cycles=16.0,  # ALCF: intercepts of 15 to 17 cycles
+        launch_cycles=10.4,  # WSE-2: what stencils in the SDK simulator and WaferLLM's GEMV fit to, 10.3 to 10.5
         task_cycles=3.0,  # ALCF: activation after the last wavelet
         dilation=1.0,
         congestion=1.0,
@@ -176,6 +176,7 @@ CS2 = system_of(WSE2, "CS-2")
 CS3 = system_of(
     WSE3,
     "CS-3",
+    launch_cycles=16.0,  # ALCF: intercepts of 15 to 17 cycles
     fp16_copies_per_cycle=4.82,  # ALCF, silicon
     fp32_copies_per_cycle=2.44,  # ALCF, silicon
     joules_per_flop=0.2e-12,  # HC24: the same power as CS-2 at twice the peak

@@ -20,7 +20,7 @@ from wsejax.kernels.pe.gemm import mesh_gemm_price, summa_price
 from wsejax.kernels.price import Price, computing, copies_per_cycle, least, most, share, travel, vector_cycles, wavelets
 
 # Rectangles of PEs (rows, columns) that a product may take of its grid: a small one is done sooner where wavelets need not go far.
-PARTS = ((8, 8), (32, 32), (128, 128), (512, 512), (32, None), (None, 32), (None, None))
+PARTS = ((8, 8), (32, 32), (128, 128), (32, None), (None, None))
 # Of the two operands of a multiply-add one comes from the fabric; the other is read, and the sum written: ALCF's 5.3 fp16 multiply-adds a
 # cycle of the matrix kernels would not fit through 24 bytes a cycle otherwise.
 ACCESSES = 2.0
@@ -72,8 +72,9 @@ class Product:
         ways = []
         for part in PARTS:
             rows, cols = (mine if side is None else least(mine, 1.0 * side) for mine, side in zip(own, part, strict=True))
-            # any of the three matrices may stay where it is: the other two travel
-            ways += [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in ((m, k, n), (m, n, k), (k, m, n))]
+            # any of the three matrices may stay where it is: the other two travel. Where all are small it matters little
+            stays = ((m, k, n), (m, n, k), (k, m, n)) if part == PARTS[-1] else ((m, k, n),)
+            ways += [mesh_gemm_price(system, rows, cols, *dims, size, rate) for dims in stays]
             ways += [_reduced(system, rows, cols, m, k, n, size, rate), _reduced(system, cols, rows, n, k, m, size, rate)]
         ways.append(summa_price(system, *own, m, k, n, size, rate))
         one, times = cheapest(ways), most(self.batch / (side_y * side_x), 1.0)
