@@ -19,7 +19,10 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=PROGRAMS)
+SLOW = {"proximal policy optimisation"}  # over 20 s
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROGRAMS])
 def program(request: pytest.FixtureRequest):
     package, program = PROGRAMS[request.param]
     pytest.importorskip(package, exc_type=ImportError)  # ImportError: installed, but not for this version of JAX
