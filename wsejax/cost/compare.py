@@ -6,7 +6,7 @@ whole steps are fitted to whole published runs, with what software adds to each 
 that of whole systems (boxes at their peak; wafers by their idle and peak power), without cooling.
 
 Activations that no wafer holds at once take micro-batches. The published runs that whole steps are fitted to needed up to 86 of them, by
-the same count, and were not slower for it: with all weights streamed for each, the best fit misses the largest by 22% to 37%. So what
+the same count, and were not slower for it: with all weights streamed for each, the best fit misses the largest by 21% to 37%. So what
 micro-batches cost is taken to be in the fitted constants, and the bound with all of them charged is given beside it.
 """
 
