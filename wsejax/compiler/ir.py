@@ -18,6 +18,8 @@ import jax.extend.core as jec
 import jax.numpy as jnp
 import numpy as np
 
+from wsejax.fabric import PERMUTE
+
 Primitive = jec.Primitive
 CALLS = {
     "pjit": "jaxpr", "jit": "jaxpr", "closed_call": "call_jaxpr", "eval_jaxpr": "call_jaxpr", "core_call": "call_jaxpr",
@@ -302,7 +304,7 @@ def scan_split(op: Op) -> tuple[int, int]:
 
 
 COLLECTIVES = {
-    "psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute", "all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter",
+    "psum", "psum2", "psum_invariant", "pmax", "pmin", PERMUTE, "all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter",
     "psum_scatter", "ragged_all_to_all", "pgather", "pbroadcast",
 }  # fmt: skip
 

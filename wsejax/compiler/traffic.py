@@ -19,7 +19,7 @@ from wsejax.hardware.paths import REVERSE, STEP, channels
 from wsejax.hardware.wafer import Wafer
 
 ORDER = ("north", "east", "south", "west")  # as the steps of routes are numbered
-_NAMES = tuple(f"fabric_shift_{direction}" for direction in ORDER)
+_NAMES = tuple(sorted(fabric.SHIFT_NAMES, key=lambda name: ORDER.index(fabric.SHIFT_NAMES[name])))
 WAVELET_BYTES = 4
 
 

@@ -24,6 +24,9 @@ def on_mesh(fun: Callable, mesh: Mesh, in_specs: Any = PartitionSpec(*AXES), out
     return jax.shard_map(fun, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+PERMUTE = lax.ppermute_p.name  # of the one collective, in a jaxpr
+
+
 def permute(x: Shaped[Array, "..."], axis: str, pairs: list[tuple[int, int]]) -> Shaped[Array, "..."]:
     """Send `x` along static (source, destination) pairs of a mesh axis; a device that nobody sends to gets zeros."""
     if not pairs:

@@ -104,7 +104,10 @@ def shift(
     return SHIFTS[direction](x, sends.reshape(sends.shape[:2]))
 
 
-def _named_shift(direction: str):
+SHIFT_NAMES = {f"fabric_shift_{direction}": direction for direction in DIRECTIONS}  # by which a shift is known in a jaxpr
+
+
+def _named_shift(name: str, direction: str):
     """Jitted so that it has a name in the jaxpr, by which its traffic is counted."""
 
     def move(x, sends=None):
@@ -113,8 +116,8 @@ def _named_shift(direction: str):
         here = machine()
         return neighbour(x, direction) if here is None else here.shift(x, direction)
 
-    move.__name__ = move.__qualname__ = f"fabric_shift_{direction}"
+    move.__name__ = move.__qualname__ = name
     return jax.jit(move)
 
 
-SHIFTS = {direction: _named_shift(direction) for direction in DIRECTIONS}
+SHIFTS = {direction: _named_shift(name, direction) for name, direction in SHIFT_NAMES.items()}

@@ -17,8 +17,6 @@ from wsejax.compiler.walk import Context, Step, rule
 from wsejax.compiler.work import flops_of, work_of
 from wsejax.kernels.work import Elementwise, Product, Shift, Work
 
-_SHIFTS = {f"fabric_shift_{way}": way for way in fabric.DIRECTIONS}  # the names by which `fabric.shift` is known in a jaxpr
-
 
 @rule("wafer_map")
 def wafer_map(op: Op, ctx: Context) -> Step:
@@ -32,14 +30,14 @@ def wafer_map(op: Op, ctx: Context) -> Step:
     hops = 0
     closed = jax.make_jaxpr(kernel)(*shapes)
     for name, moved in collectives(closed, ctx.devices):
-        if name != "ppermute":
+        if name != fabric.PERMUTE:
             raise UnsupportedOpError(
                 f"{name} in {kernel.name} at {op.source}: only wsejax.fabric moves data between PEs; use its collectives"
             )
         hops += moved
     ins = [as_layout(spec, v.ndim, "in_specs") for spec, v in zip(kernel.in_specs, op.ins, strict=True)]
     outs = [as_layout(spec, v.ndim, "out_specs") for spec, v in zip(kernel.out_specs, op.outs, strict=True)]
-    blocks = read_blocks(closed, tuple(_SHIFTS))
+    blocks = read_blocks(closed, tuple(fabric.SHIFT_NAMES))
     inside = [] if blocks is None else _inside(blocks, kernel, ctx, not any(_inexact(op) for op in blocks.walk()))
     call = ctx.call("kernel", kernel.name, op, ins, outs, byte_hops=hops)
     if inside:  # the first waits for what the kernel reads, the last has made its results
@@ -70,8 +68,8 @@ def _inside(graph: Graph, kernel: Kernel, ctx: Context, integers: bool) -> list[
             every = len(op.bodies)
             branch = lambda n, op=op, every=every, number=number: Unknown(op.source, number, *((n, every) if op.name == "cond" else ()))
             calls += [c.inside(branch(n)) for n, body in enumerate(op.bodies) for c in _inside(body, kernel, ctx, integers)]
-        elif op.name in _SHIFTS:
-            axis, _ = fabric.DIRECTIONS[_SHIFTS[op.name]]
+        elif op.name in fabric.SHIFT_NAMES:
+            axis, _ = fabric.DIRECTIONS[fabric.SHIFT_NAMES[op.name]]
             line, lines = kernel.wafer.tiles if axis == "y" else kernel.wafer.tiles[::-1]
             message = devices * sum(v.size_bytes for v in op.outs) // (line * lines)
             calls.append(_call(kernel, op, (Shift(axis, line, lines, message),), 0))
