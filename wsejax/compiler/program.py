@@ -54,10 +54,10 @@ class Call:
     """One kernel call, or the work of one operation that needs no fabric.
 
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
-    same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False) or "local" (every
-    block has what it needs). `loops` are those around it whose length is known, from the outside in, and `trips` their product; `under`
-    names those of unknown length, and branches. `byte_hops` counts bytes
-    times hops of one trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
+    same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False), "local" (every
+    block has what it needs) or "inside" (an operation in a kernel of the user's). `loops` are those around it whose length is known, from
+    the outside in, and `trips` their product; `under` names those of unknown length, and branches. `byte_hops` counts bytes times hops of
+    one trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
 
     kind: str

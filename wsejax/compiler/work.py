@@ -137,14 +137,13 @@ def moved_of(op: Op, ins: Sequence[Layout], outs: Sequence[Layout], byte_hops: i
 
 
 def _elementwise(op: Op) -> Elementwise:
-    biggest = max((*op.ins, *op.outs), key=lambda v: math.prod(v.shape))
-    read = (
-        op.outs[0]
-        if op.name in ("dynamic_slice", "gather")
-        else op.ins[-1]
-        if op.name.startswith(("scatter", "dynamic_update"))
-        else biggest
-    )
+    read = max((*op.ins, *op.outs), key=lambda v: math.prod(v.shape))
+    if op.name in ("dynamic_slice", "gather", "slice"):  # the rest of the operand stays where it is
+        read = op.outs[0]
+    elif op.name == "dynamic_update_slice":
+        read = op.ins[1]
+    elif op.name.startswith("scatter"):
+        read = op.ins[2]
     elements, rounds = math.prod(read.shape), 1
     if op.name in ("sort", "fft"):
         elements = max(elements, flops_of(op) // 2)
@@ -186,7 +185,7 @@ def _convolution(op: Op) -> Product:
     x, w, result, p = op.ins[0], op.ins[1], op.outs[0], op.params
     dims = p["dimension_numbers"]
     features, groups = w.shape[dims.rhs_spec[0]], max(p["feature_group_count"], p["batch_group_count"])
-    valid = window = 1
+    valid = 1
     for n, (i, j, o) in enumerate(zip(dims.lhs_spec[2:], dims.rhs_spec[2:], dims.out_spec[2:], strict=True)):
         at = (
             np.add.outer(np.arange(result.shape[o]) * p["window_strides"][n], np.arange(w.shape[j]) * p["rhs_dilation"][n])
@@ -194,7 +193,6 @@ def _convolution(op: Op) -> Product:
         )
         dilation = p["lhs_dilation"][n]
         valid *= int(((at >= 0) & (at <= (x.shape[i] - 1) * dilation) & (at % dilation == 0)).sum())
-        window *= w.shape[j]
     batch, inside = result.shape[dims.out_spec[0]], w.shape[dims.rhs_spec[1]]
     places = math.prod(result.shape) // max(1, features)
     met = round(valid * inside / max(1, places // max(1, batch)))  # terms of an average result

@@ -255,7 +255,7 @@ def cost(
 
 def stream_seconds(program: Program, system: System) -> Any:
     """Of the weights: in for the forward and the backward pass while gradients go out, or in once if nothing is trained (no argument that
-    products read is donated). The link is full duplex (requirements of weight streaming, Hot Chips 2024: 150 GB/s each way)."""
+    products read is donated). The link is full duplex (Hot Chips 2024: 150 GB/s each way)."""
     passes = 2.0 if program.state_bytes else 1.0
     return passes * program.weight_bytes / system.io_bytes_per_second + system.io_latency_seconds
 

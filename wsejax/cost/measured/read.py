@@ -155,17 +155,6 @@ def in_cycles(cycles: Predict) -> Predict:
     return predict
 
 
-def in_units(predict: Predict, *units: str) -> Predict:
-    """Of a model whose numbers have no other unit than these."""
-
-    def checked(point: Point, constants: Mapping[str, float]) -> float:
-        if point.unit not in units:
-            raise Unpredictable(f"unit={point.unit!r}: the model covers {', '.join(units)}")
-        return predict(point, constants)
-
-    return checked
-
-
 def scalar_all_reduce_cycles(system: System, grid: tuple[int, int]) -> float:
     """One number of every PE, summed in the middle of the grid and copied back to all: along half lines, with the best of the K-trees."""
     up = sum(min(trees.k_tree(n // 2, k).model_cycles(1) for k in range(1, 10)) for n in grid)
