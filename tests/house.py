@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-# What each floor of wsejax/ may import besides itself. `cost` and `streaming` stand side by side.
+# What each floor of wsejax/ may import besides itself: one line, each floor sees all that are below.
 _BELOW_COMPILER = ("hardware", "fabric", "kernels")
 _BELOW_TRAINING = (*_BELOW_COMPILER, "compiler", "cost", "streaming")
 FLOORS: dict[str, frozenset[str]] = {
@@ -20,8 +20,8 @@ FLOORS: dict[str, frozenset[str]] = {
     "fabric": frozenset({"hardware"}),
     "kernels": frozenset({"hardware", "fabric"}),
     "compiler": frozenset(_BELOW_COMPILER),
-    "cost": frozenset({*_BELOW_COMPILER, "compiler"}),
     "streaming": frozenset({*_BELOW_COMPILER, "compiler"}),
+    "cost": frozenset({*_BELOW_COMPILER, "compiler", "streaming"}),
     "training": frozenset(_BELOW_TRAINING),
     "report": frozenset({*_BELOW_TRAINING, "training"}),
     "cli": frozenset({*_BELOW_TRAINING, "training", "report"}),

@@ -58,9 +58,12 @@ from wsejax.hardware import (
     WSE1,
     WSE2,
     WSE3,
+    Cluster,
     DefectMap,
+    MemoryX,
     Remap,
     Routes,
+    SwarmX,
     System,
     UnusableWaferError,
     Wafer,
@@ -74,9 +77,9 @@ from wsejax.kernels import pe
 from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
 
 __all__ = [
-    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Comparison", "Compiled",
-    "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport", "LoadedFunction", "Lowered", "Memory",
-    "Op", "Program", "Remap", "Routes", "Served", "Step", "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError",
+    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "Comparison", "Compiled",
+    "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport", "LoadedFunction", "Lowered", "Memory", "MemoryX",
+    "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX", "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError",
     "UnusableWaferError", "Validation", "Wafer", "WaferFunction", "WaferSpec", "Workload", "attention", "audit", "check_hlo", "compare",
     "cost", "deploy", "fabric", "fits", "jit", "load_exported", "memory", "model_error", "pe", "plot_breakdown", "plot_memory",
     "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve",

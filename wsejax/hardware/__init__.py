@@ -1,6 +1,10 @@
 """What the machine is: generations, defects, the logical mesh, and the wafer that programs are compiled for."""
 
 from .ceiling import most_logical_pes as most_logical_pes
+from .cluster import MEMORYX as MEMORYX
+from .cluster import Cluster as Cluster
+from .cluster import MemoryX as MemoryX
+from .cluster import SwarmX as SwarmX
 from .defects import DefectMap as DefectMap
 from .devices import request_cpu_devices as request_cpu_devices
 from .embedding import Remap as Remap
