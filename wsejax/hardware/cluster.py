@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
@@ -198,7 +197,7 @@ def _groups(systems: int, groups: int | None, devices: tuple[int, int]) -> int:
         return max(g for g in range(1, systems + 1) if systems % g == 0 and (g == 1 or g * each <= there))
     if groups * each > there:
         raise ValueError(
-            f"groups={groups}: {groups} wafers on {devices[0]} x {devices[1]} devices each need {groups * each} devices, and JAX has {there} "
+            f"groups={groups}: {groups} groups of {devices[0]} x {devices[1]} devices need {groups * each} devices, and JAX has {there} "
             f"({jax.default_backend()}). Give fewer groups (a group can emulate several wafers), or for virtual CPU devices call "
             f"wse.request_cpu_devices({groups * each}) at the start of the program"
         )
