@@ -17,7 +17,7 @@ from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Frame:
     """One wafer's devices."""
 

@@ -80,10 +80,7 @@ def jit(
         )
     donated, static = _numbers(donate_argnums), _numbers(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-    try:  # as jax.jit does, so that a static argument may be given by position or by name
-        known = [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    except (TypeError, ValueError):  # a builtin without a signature
-        known = []
+    known = _positional(fun)  # as in jax.jit a static argument may be given by position or by name
     static = tuple(sorted({_positive(i, known, "static_argnums") for i in static} | {known.index(n) for n in names if n in known}))
     donated = tuple(_positive(i, known, "donate_argnums") for i in donated)
     names = tuple(sorted({*names, *(known[i] for i in static if i < len(known))}))
@@ -106,6 +103,18 @@ def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
     if not isinstance(fun, WaferFunction):
         raise TypeError(f"fun={fun!r}: an audit is of a function on a wafer; give wse.audit(wse.jit(fun, wafer), ...)")
     return fun.lower(*args, **kwargs).audit()
+
+
+def argument_numbers(fun: Callable, argnums: int | Sequence[int], what: str) -> tuple[int, ...]:
+    """Positions of arguments, those from the end counted from the front."""
+    return tuple(_positive(i, _positional(fun), what) for i in _numbers(argnums))
+
+
+def _positional(fun: Callable) -> list[str]:
+    try:
+        return [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):  # a builtin without a signature, or no function
+        return []
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -138,6 +147,11 @@ class WaferFunction:
         self.fun, self.wafer, self.strict, self._cache = fun, wafer, strict, cache
         self._donated, self._static, self._names, self._in_shardings = donated, static, names, pins
         self._lowered: dict[Any, Lowered] = {}
+
+    @property
+    def static(self) -> tuple[int, ...]:
+        """Positions of the static arguments."""
+        return self._static
 
     def lower(self, *args, **kwargs) -> Lowered:
         """Plan the function for these arguments (arrays or `jax.ShapeDtypeStruct`s); allocates and compiles nothing."""

@@ -40,6 +40,7 @@ class Lowered:
     _entry: Entry | None
     _info: CacheInfo
     _checked: HloReport | None = None
+    _weights: tuple[int, ...] | None = None  # numbers of the arguments, where the plan's graph no longer shows them
 
     @property
     def wafer(self) -> Wafer:
@@ -63,7 +64,8 @@ class Lowered:
     def weights(self) -> tuple[Value, ...]:
         """The floating-point arguments that products or tables read; where arguments are donated (a training state), those among them."""
         given_away = {self.plan.graph.ins[n] for n in self._given_away}
-        found = weights_of(self.plan.graph)
+        ins = self.plan.graph.ins
+        found = weights_of(self.plan.graph) if self._weights is None else [ins[n] for n in self._weights]
         return tuple(v for v in found if v in given_away) or tuple(found)
 
     @property
