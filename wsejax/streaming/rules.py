@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 from wsejax.compiler import walk
 from wsejax.compiler.ir import Op, Value
 from wsejax.compiler.program import Array, Call, Loop
