@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wsejax import fabric
@@ -39,6 +40,10 @@ class Frame:
     def jit_options(self, outs: Sequence[Layout]) -> dict[str, Any]:
         """What `jax.jit` is told besides the shardings of the arguments."""
         return {}
+
+    def shapes(self, shapes: Sequence[jax.ShapeDtypeStruct], shardings: Sequence[NamedSharding]) -> Sequence[jax.ShapeDtypeStruct]:
+        """Of the arguments that the compiled program takes."""
+        return shapes
 
     def place(self, flat: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:
         """Arguments as the compiled program takes them.

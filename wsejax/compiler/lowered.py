@@ -20,6 +20,7 @@ from wsejax.compiler.export import Exported, export
 from wsejax.compiler.frame import Frame
 from wsejax.compiler.ir import Value
 from wsejax.compiler.layout import Layouts
+from wsejax.compiler.live import peak_bytes
 from wsejax.compiler.program import Array, Program
 from wsejax.compiler.work import weights_of
 from wsejax.hardware.wafer import Wafer
@@ -67,6 +68,11 @@ class Lowered:
         ins = self.plan.graph.ins
         found = weights_of(self.plan.graph) if self._weights is None else [ins[n] for n in self._weights]
         return tuple(v for v in found if v in given_away) or tuple(found)
+
+    def device_bytes(self) -> int:
+        """The most device memory that one device needs at one time, in bytes, counted by the lives of the program's values (`live.py`);
+        what is streamed counts while it is on the wafer."""
+        return peak_bytes(self._jitted.trace(*self._frame.shapes(self._shapes, self._flat_in_shardings)).jaxpr, frozenset(self._given_away))
 
     @property
     def donated(self) -> tuple[int, ...]:
@@ -149,7 +155,7 @@ class Lowered:
 
     @functools.cached_property
     def _stage(self):
-        return self._jitted.lower(*self._shapes)
+        return self._jitted.lower(*self._frame.shapes(self._shapes, self._flat_in_shardings))
 
     def as_text(self) -> str:
         """The StableHLO text handed to XLA."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wsejax import fabric
@@ -41,3 +42,6 @@ class ClusterFrame(Frame):
     def on_devices(self, run: Callable[..., tuple], ins: Sequence[tuple[int, Layout]], outs: Sequence[Layout]) -> Callable[..., tuple]:
         specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
         return fabric.on_mesh(run, self.mesh, specs([lay for _, lay in ins]), specs(outs))
+
+    def shapes(self, shapes: Sequence[jax.ShapeDtypeStruct], shardings: Sequence[NamedSharding]) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s, weak_type=x.weak_type) for x, s in zip(shapes, shardings, strict=True)]
