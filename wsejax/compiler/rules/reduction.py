@@ -46,7 +46,7 @@ def reduction(op: Op, ctx: Context) -> Step:
     rounds, neutral = jnp.issubdtype(x.dtype, jnp.inexact), identity(op.name, x.dtype)
 
     def local(block, dims):
-        if rounds and ctx.steady and any(lay):
+        if rounds and ctx.steadies(lay):
             return tree_reduce(block, dims, COMBINE[op.name], neutral)
         return op.bind(block, axes=dims)[0]
 
