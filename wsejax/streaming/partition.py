@@ -18,7 +18,6 @@ from typing import Any
 from jax import lax
 
 from wsejax.compiler.ir import Graph, Op, Value
-from wsejax.fabric import swarm
 
 
 @dataclasses.dataclass(frozen=True)
