@@ -1,7 +1,7 @@
 """The tree that joins wafers (SwarmX), and how wafers share an array.
 
-The device mesh has the axes ("wafer", "y", "x"): G groups of devices along "wafer", each of which emulates `lanes` = N / G wafers side by side
-(`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. Wafer number group * lanes + lane; data moves by
+The device mesh has the axes ("wafer", "y", "x"): G groups of devices along "wafer", each of which emulates `lanes` = N / G wafers side by
+side (`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. Wafer number group * lanes + lane; data moves by
 `ppermute` along "wafer" only, between devices in the same place of two groups that an edge of the tree joins.
 
 The tree (glossary pages of MemoryX and SwarmX: nodes of 1:4): leaves are the wafers in order, a node of level k stands over arity**k of
@@ -75,7 +75,7 @@ def collect(shares: Any, dim: int, size: int, multiple: int = 1) -> Any:
 
     def joined(part, rows: int):
         part = numbers.moveaxis(part[(slice(None),) * (dim + 1) + (slice(0, rows * multiple),)], 0, dim)
-        return part.reshape(*part.shape[:dim], -1, *part.shape[dim + 2 :]) if part.size else part[(slice(None),) * dim + (0,)]
+        return part.reshape(*part.shape[:dim], part.shape[dim] * part.shape[dim + 1], *part.shape[dim + 2 :])
 
     parts = [joined(part, n) for part, n in ((shares[:more], here[0]), (shares[more:], here[-1])) if part.shape[0]]
     return parts[0] if len(parts) == 1 else numbers.concatenate(parts, dim)
