@@ -119,7 +119,7 @@ class ClusterFunction(WaferFunction):
             devices = dict(zip(fabric.AXES, wafer.devices, strict=True))
             same = [*traced.same, *(p for p in pairs if p not in traced.same)]
             layouts = choose(graph, tiles, values(same), values(traced.likely), {graph.ins[n]: lay for n, lay in traced.pins})
-            ctx = walk.Context(layouts, tiles, devices, self.strict, wafer.reduction, wafer.accumulate, always_steady=True)
+            ctx = walk.Context(layouts, tiles, devices, self.strict, wafer.reduction, wafer.accumulate, side_by_side=True)
             program = graph
             if away:
                 placed = place_outside(graph, layouts, frame.ins_away, frame.outs_away)
