@@ -17,7 +17,11 @@ Program = tuple[Callable[..., Any], Any, Any]
 def _params(layers: int = LAYERS, width: int = WIDTH) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), 4)
     normal = lambda key, *shape: 0.3 * jax.random.normal(key, shape)
-    stack = {"w": normal(keys[0], layers, width, 2 * width), "v": normal(keys[1], layers, 2 * width, width), "b": jnp.zeros((layers, width))}
+    stack = {
+        "w": normal(keys[0], layers, width, 2 * width),
+        "v": normal(keys[1], layers, 2 * width, width),
+        "b": jnp.zeros((layers, width)),
+    }
     return {"layers": stack, "table": normal(keys[2], 32, width), "head": normal(keys[3], width, 32)}
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.streaming.streamed_programs import PROGRAMS
 
 import wsejax as wse
+from tests.streaming.streamed_programs import PROGRAMS
 
 SPEC = wse.WSE3.scaled(16, 16)
 

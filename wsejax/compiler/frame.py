@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wsejax import fabric
 from wsejax.compiler.arguments import placed
+from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -31,6 +32,14 @@ class Frame:
     def shardings(self, layouts: Sequence[Layout], results: bool = False) -> list[NamedSharding]:
         """Of the program's arguments, or of its results."""
         return [NamedSharding(self.mesh, PartitionSpec(*layout)) for layout in layouts]
+
+    def given_shardings(self, layouts: Sequence[Layout], results: bool = False) -> list[NamedSharding]:
+        """The same of the arrays as the caller has them."""
+        return self.shardings(layouts, results)
+
+    def check(self, compiled: Any) -> HloReport:
+        """The law of the machine, read from what was compiled. Raises FabricError."""
+        return check_hlo(compiled)
 
     def on_devices(self, run: Callable[..., tuple], ins: Sequence[tuple[int, Layout]], outs: Sequence[Layout]) -> Callable[..., tuple]:
         """`run`, a function of blocks, as one of whole arrays: its arguments are those of the given numbers."""

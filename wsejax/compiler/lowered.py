@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from wsejax.compiler import walk
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import LOG, CacheInfo, Entry
-from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.check import HloReport
 from wsejax.compiler.export import Exported, export
 from wsejax.compiler.frame import Frame
 from wsejax.compiler.ir import Value
@@ -111,13 +111,13 @@ class Lowered:
     @property
     def in_shardings(self):
         """`NamedSharding` of every dynamic argument: a tuple like the arguments, or (tuple, dict) where there are keyword arguments."""
-        args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
+        args, kwargs = jax.tree.unflatten(self._in_tree, self._frame.given_shardings(self._layouts[0]))
         return (args, kwargs) if kwargs else args
 
     @property
     def out_shardings(self):
         """`NamedSharding` of every result, in the structure of the results."""
-        return jax.tree.unflatten(self._out_tree, self._frame.shardings(self._layouts[1], results=True))
+        return jax.tree.unflatten(self._out_tree, self._frame.given_shardings(self._layouts[1], results=True))
 
     def layouts(self) -> str:
         """The chosen layouts as text, with the reason for each split dimension: arguments, results, and what products and pins make."""
@@ -164,7 +164,7 @@ class Lowered:
     def compile(self) -> Compiled:
         """Compile for the wafer's devices."""
         compiled = Compiled(self, *self._ready)
-        self._checked = self._checked or check_hlo(compiled)
+        self._checked = self._checked or self._frame.check(compiled)
         return compiled
 
     @functools.cached_property
