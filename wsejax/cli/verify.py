@@ -59,4 +59,4 @@ def _words(check: Any) -> list[str]:
     """Where a check found what."""
     where = ", ".join(filter(None, (check.file, check.entry)))
     hashes = f"expected {check.expected}, found {check.found or 'nothing'}" if check.expected or check.found else ""
-    return [where, check.detail, hashes]
+    return [where, check.detail, re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", hashes)]  # --json has all digits

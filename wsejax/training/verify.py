@@ -126,9 +126,8 @@ def _head(chain: Chain, head: str) -> Iterator[Check]:
         found = chain.last.sha256 if chain.last else "none"
         yield Check("head", TAMPERED, "no entry has the hash that was kept elsewhere", MANIFEST, "", head, found)
     else:
-        yield Check(
-            "head", OK, "the hash kept elsewhere is that of the last entry" if not after else f"and {after} entries since", MANIFEST
-        )
+        since = f"; {after} entries came since" if after else ""
+        yield Check("head", OK, f"an entry has the hash that was kept elsewhere{since}", MANIFEST)
 
 
 # ---- what entries name -----------------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def _data(begin: Entry, home: Path) -> Iterator[Check]:
 def _checkpoints(folder: Path, entries: Sequence[Entry]) -> Iterator[Check]:
     live, _ = in_force(entries)
     here = checkpoint_steps(folder)
-    keep = min(entry.content["settings"]["keep"] for entry in entries if entry.kind in ("begin", "resume"))
+    kept = _kept(entries)
     untold = [step for step in here if step not in live]
     for step in sorted({*live, *here}):
         name, entry = f"{CHECKPOINTS}/{step}", live.get(step)
@@ -196,10 +195,25 @@ def _checkpoints(folder: Path, entries: Sequence[Entry]) -> Iterator[Check]:
                 yield Check(what, TAMPERED, "", f"{name}/{file}", str(entry), expected, found)
             if not differing:
                 yield Check(what, OK, f"{len(entry.content['files'])} files", name, str(entry))
-        elif step in sorted({*live, *here})[-keep:]:
-            yield Check(
-                what, TAMPERED, f"it is gone, though the newest {keep} are kept", name, str(entry), entry.content["sha256"], "absent"
-            )
+        elif step in kept and not (untold and step == min(kept)):  # the newest may have pushed it out before it had its entry
+            detail = "it is gone, and the run did not remove it"
+            yield Check(what, TAMPERED, detail, name, str(entry), entry.content["sha256"], "absent")
+
+
+def _kept(entries: Sequence[Entry]) -> list[int]:
+    """The steps of the checkpoints that the run has left in its folder for certain. A start makes one fewer certain: a checkpoint that was
+    saved before it, and turned out corrupt or has never had an entry, may have pushed out the oldest."""
+    kept: list[int] = []
+    keep = 0
+    for entry in entries:
+        if entry.kind == "begin":
+            keep = entry.content["settings"]["keep"]
+        elif entry.kind == "resume":
+            kept = [step for step in kept if step <= entry.content["step"]][1 - keep :]
+            keep = entry.content["settings"]["keep"]
+        elif entry.kind == "checkpoint":
+            kept = sorted({*kept, entry.content["step"]})[-keep:]
+    return kept
 
 
 def _metrics(folder: Path, entries: Sequence[Entry]) -> Iterator[Check]:
@@ -261,7 +275,14 @@ def _end(folder: Path, entries: Sequence[Entry]) -> Iterator[Check]:
 
 
 def _sources(entries: Sequence[Entry], packages: Mapping[str, Path]) -> Iterator[Check]:
-    entry = [entry for entry in entries if entry.kind in ("begin", "resume")][-1]
+    starts = [entry for entry in entries if entry.kind in ("begin", "resume")]
+    programs = [entry.content["program"]["sha256"] for entry in starts]
+    if len(set(programs)) > 1:
+        at = next(n for n, digest in enumerate(programs) if digest != programs[0])
+        yield Check("program", OTHER, "it changed as the run went on", "", str(starts[at]), str(programs[0]), str(programs[at]))
+    elif programs[0]:
+        yield Check("program", OK, f"the same at every start: {programs[0]}", "", str(starts[0]))
+    entry = starts[-1]
     own = Path(__file__).resolve().parent.parent
     for name, expected in sorted(entry.content["sources"].items()):
         home = own if name == "wsejax" else packages.get(name)
