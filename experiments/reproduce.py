@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,35 @@ def sources() -> dict[str, Path]:
 
 
 def origin_of(
-    settings: Settings, config: Mapping[str, Any], corpus: Corpus, wafer: wse.Wafer | None, program: Mapping[str, Any]
+    settings: Settings,
+    config: Mapping[str, Any],
+    corpus: Corpus,
+    wafer: wse.Wafer | None,
+    program: Mapping[str, Any],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """What the manifest of a run begins with.
 
     Args:
       config: as config.json has it.
       program: from `program_digest`, of the train step.
+      report: is told, of a run that is done again, what is not as it was there and may change its bits.
     """
     given = as_json(dataclasses.asdict(settings))
     del given["out"]
     files = [{"name": name, "bytes": count, "sha256": digest} for name, count, digest in corpus.files]
     data = {"sha256": corpus.digest, "library": not settings.data, "files": files}
-    return origin(settings=given, config=as_json(config), data=data, program=program, wafer=wafer, packages=sources())
+    made = origin(settings=given, config=as_json(config), data=data, program=program, wafer=wafer, packages=sources())
+    if settings.from_manifest is not None and (words := _changed(begin_of(settings.from_manifest), made)):
+        report(f"not all is as the run of {settings.from_manifest} had it, so bits may differ: {'; '.join(words)}")
+    return made
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What else decides a run's numbers: versions by value, what has a digest by name."""
+    digests = [f"sources of {name}" for name in now["sources"] if then["sources"].get(name) != now["sources"][name]]
+    digests += ["the train step"] if then["program"] != now["program"] else []
+    return digests + differing_fields(then["versions"], now["versions"])
 
 
 def begin_of(manifest: Path) -> dict[str, Any]:

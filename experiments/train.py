@@ -200,7 +200,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
 
     batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
     program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
-    manifest = Provenance(directory.path, origin_of(settings, run.identity, run.corpus, run.wafer, program), say)
+    manifest = Provenance(directory.path, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, directory.path)
 
     with (

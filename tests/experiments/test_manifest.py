@@ -110,6 +110,7 @@ def test_the_run_again_from_its_manifest_alone(whole, place, tmp_path, monkeypat
     monkeypatch.chdir(place)
     shutil.copy(whole / MANIFEST, tmp_path / "alone.jsonl")
     assert again(tmp_path / "alone.jsonl", tmp_path / "run") == 0
+    assert "bits may differ" not in capsys.readouterr().out
     assert_same_run(whole, tmp_path / "run")
     one, other = entries(whole), entries(tmp_path / "run")
     assert one[-1].content["parameters_sha256"] == other[-1].content["parameters_sha256"]
@@ -152,7 +153,10 @@ def test_another_run_is_refused_and_other_places_are_not(whole, place, tmp_path,
     for name, words in (("none", "has no entry"), ("tampered", "was tampered with: entry 0 (begin)"), ("nowhere", "no such file")):
         assert again(tmp_path / f"{name}.jsonl", tmp_path / "run") == 2
         assert words in capsys.readouterr().err
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"9 of {name}")
     assert again(whole / MANIFEST, tmp_path / "run", *moved) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "so bits may differ: flax: " in said and '-> "9 of flax"' in said and "train step" not in said
     assert_same_run(whole, tmp_path / "run")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +88,43 @@ def test_a_program_without_a_complete_text_says_so():
     calls = lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), jnp.float32), x)
     digest = program_digest(calls, jax.ShapeDtypeStruct((), jnp.float32))
     assert digest["sha256"] is None and "pure_callback" in digest["why"]
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from wsejax.training.provenance import Provenance, parameters_digest
+
+index, address, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(address, 2, index)
+mesh, host = Mesh(np.array(jax.devices()), ("x",)), np.arange(8.0, dtype=np.float32).reshape(2, 4)
+spread = lambda *axes: jax.make_array_from_callback((2, 4), NamedSharding(mesh, PartitionSpec(*axes)), lambda at: host[at])
+assert not spread("x").is_fully_addressable
+provenance = Provenance(folder if index == 0 else folder / "of_another_host", {}, print)
+answers = [provenance.differs(6) is not None, provenance.differs(4) is not None]
+print(json.dumps([parameters_digest({"a": spread("x"), "b": spread()}), answers]))
+"""
+
+
+def test_two_processes_agree_on_parameters_and_on_checkpoints(run):
+    """Each holds a half of the array, and only the first one sees the folder."""
+    (run.out / "checkpoints/6/meta").write_text("other")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    children = [
+        subprocess.Popen([sys.executable, "-c", TWO, str(index), address, str(run.out)], env=environment, stdout=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    try:
+        said = [json.loads(child.communicate(timeout=120)[0].splitlines()[-1]) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    array = np.arange(8.0, dtype=np.float32).reshape(2, 4)
+    assert said == [[parameters_digest({"a": array, "b": array}), [True, False]]] * 2

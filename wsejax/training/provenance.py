@@ -224,7 +224,14 @@ class Provenance:
         self._manifest = Manifest(folder, report)
 
     def differs(self, step: int) -> str | None:
-        """In what the checkpoint of `step` is not the one that was written; None where it is, or where no entry tells of it."""
+        """In what the checkpoint of `step` is not the one that was written; None where it is, or where no entry tells of it. All processes
+        must call it, and have the first one's answer: they go on from one checkpoint."""
+        why = self._differs(step) if jax.process_index() == 0 else None
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(why is not None)):
+            return why or "process 0 does not find it as its manifest has it"
+        return why
+
+    def _differs(self, step: int) -> str | None:
         entry = in_force(self._manifest.entries)[0].get(step)
         if entry is None:
             return None
