@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import recorder
@@ -15,9 +19,11 @@ from experiments.train import main
 from tests.experiments.test_train import (  # noqa: F401  (fixtures for every test here)
     ON_WAFER,
     PLAIN,
+    ROOT,
     SMALL,
     arrays,
     assert_same_run,
+    command,
     compile_once,
     flags_of,
     promotion_as_users_have_it,
@@ -208,3 +214,27 @@ def test_on_a_wafer_that_loses_parts(place, tmp_path, monkeypatch, capsys):
     (out / "events.jsonl").write_text(events.replace("[3, 5]", "[3, 6]"))
     (check,) = verified(out, capsys, 1)["TAMPERED"]
     assert check["file"] == "events.jsonl"
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_saves_is_never_tampering(place, tmp_path, monkeypatch, capsys):
+    """A checkpoint every step, so that most kills come while one is written, or its entry."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    out, chance = tmp_path / "run", random.Random(2)
+    flags = [*SMALL, *PLAIN, "--data", str(place / "text/*.txt"), "--steps", "40", "--checkpoint-every", "1"]
+    for _ in range(4):
+        already = len(read_metrics(out / "metrics.jsonl"))
+        with subprocess.Popen(command(out, *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            begin = time.monotonic()
+            while run.poll() is None and time.monotonic() - begin < 200 and len(read_metrics(out / "metrics.jsonl")) < already + 3:
+                time.sleep(0.002)
+            time.sleep(chance.random() / 20)
+            run.send_signal(signal.SIGKILL)
+        assert run.returncode == -signal.SIGKILL, "killed on its way"
+        assert "TAMPERED" not in verified(out, capsys)
+    assert main([*flags, "--out", str(out)]) == 0
+    assert verified(out, capsys).keys() == {"ok"}
+    assert [entry.content["step"] for entry in entries(out) if entry.kind == "end"] == [40]
+    assert again(out / MANIFEST, tmp_path / "again") == 0
+    assert entries(out)[-1].content["parameters_sha256"] == entries(tmp_path / "again")[-1].content["parameters_sha256"]

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.run_folders import TEXT, Run, changed, found, named_files
+from tests.training.run_folders import TEXT, Run, changed, finished, found, named_files
 from wsejax.cli import main
+from wsejax.training.data import library_files
 from wsejax.training.faults import EVENTS
 from wsejax.training.manifest import MANIFEST, make_entry, parse_chain, read_chain
 from wsejax.training.verify import ABSENT, OTHER, TAMPERED, UNFINISHED, verify
@@ -164,6 +165,18 @@ def test_data_sources_and_versions_elsewhere_are_no_tampering(whole, tmp_path, b
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     (versions,) = found(whole.verify(), OTHER)
     assert versions.what == "versions" and '-> "0.0"' in versions.detail
+
+
+def test_another_library_of_python_is_no_tampering(tmp_path, begin, monkeypatch):
+    """Its documents are those of the Python that is here."""
+    files = [{"name": name, "bytes": count, "sha256": digest} for name, count, digest in library_files()]
+    assert len(files) > 100
+    run = finished(tmp_path, begin | {"data": {"sha256": "0" * 64, "library": True, "files": files}})
+    assert next(check for check in run.verify().checks if check.what == "data").status == "ok"
+    other = [("abc.py", 1, "0" * 64), *[one for one in library_files() if one[0] != "abc.py"][5:]]
+    monkeypatch.setattr("wsejax.training.verify.library_files", lambda: iter(other))
+    (check,) = found(run.verify(), OTHER)
+    assert f"has {len(files) - 6} of the {len(files)} documents" in check.detail and not run.verify().tampered
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
