@@ -13,7 +13,7 @@ import wsejax
 
 from .output import Output, table
 
-_BESIDE = {"models": ("models", "wsejax_models"), "experiments": ("experiments",)}  # sources that a manifest tells of -> their folders
+_BESIDE = {"models": ("wsejax_models", "models"), "experiments": ("experiments",)}  # sources that a manifest tells of -> their folders
 
 
 def packages() -> dict[str, Path]:
