@@ -90,7 +90,7 @@ def jit(
         return compiler.jit(fun, wafer, **options)
     if streamed and wafer.memoryx is None and execution != "resident":
         raise ValueError(f"streamed_argnums={streamed_argnums} on a cluster with memoryx=None: give it one, or execution='resident'")
-    made = compiler.jit(fun, wafer.wafer, **options | {"cache": False})
+    made = compiler.jit(fun, wafer.wafer, **{**options, "cache": False})
     if both := set(streamed) & set(made.static):
         raise ValueError(f"streamed_argnums={streamed_argnums} and static_argnums={static_argnums}: argument {min(both)} cannot be both")
     return ClusterFunction(made, wafer, streamed if execution != "resident" else (), execution)
@@ -151,7 +151,7 @@ class ClusterFunction(WaferFunction):
         """A layout in which the dimension that wafers share is ("wafer", its axis on the wafer or None)."""
         if isinstance(sharding, NamedSharding):
             if dict(sharding.mesh.shape) != dict(self.cluster.mesh.shape):
-                raise ValueError(f"{what}={sharding}: the mesh is {dict(self.cluster.mesh.shape)}; lay arguments out over cluster.mesh")
+                raise ValueError(f"{what}={sharding}: the mesh is {dict(self.cluster.mesh.shape)}; lay it out over cluster.mesh")
             sharding = sharding.spec
         if not isinstance(sharding, PartitionSpec):
             raise ValueError(f"{what}={sharding!r}: give a NamedSharding over cluster.mesh, a PartitionSpec, or None")
@@ -163,8 +163,8 @@ class ClusterFunction(WaferFunction):
         return tuple(("wafer", a) if d in shared else a for d, a in enumerate(lay))
 
     def _shared(self, traced: Traced, streamed: set[int], weights: Sequence[int]) -> dict[int, int]:
-        """Along which dimension the wafers share an argument: as it is pinned, or where nothing is, the leading one of those that are neither
-        streamed, nor donated, nor weights, and have the size that most elements have there.
+        """Along which dimension the wafers share an argument: as it is pinned, or where nothing is, the leading one of what is neither
+        streamed, nor donated, nor a weight, and has the size that most elements have there.
 
         Raises:
           ValueError: there is none.
