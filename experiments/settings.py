@@ -187,8 +187,9 @@ class Settings:
     sample_bytes: int = 600
     """Length of the text sample written at the end."""
     from_manifest: Annotated[Path | None, tyro.conf.arg(metavar="RUN/manifest.jsonl")] = None
-    """Do the run again that this manifest tells of, in another --out: every flag as it was there. Only --out, --data, --keep and
-    --wafer.devices may be given besides; data of other content are refused."""
+    """Do the run again that this manifest tells of, in another --out: every flag as it was there. Only what changes no number
+    may be given besides, such as --out, --keep, --wafer.devices, or --data where they lie now; data of other content are
+    refused."""
     model: ModelSettings = field(default_factory=ModelSettings)
     kill_pe: Annotated[tuple[tuple[int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL")] = ()
     """The PE at this physical row and column dies after this step; the run goes on without it, with the very same
