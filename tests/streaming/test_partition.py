@@ -155,6 +155,17 @@ def test_attention_that_says_what_it_is_shares_its_batch():
     assert counted(cluster)["swarm_gather"] == 0
 
 
+def test_a_kernel_of_the_users_gets_whole_arrays():
+    """What it does with rows only it knows."""
+    wafer = wse.Wafer(wse.WSE3.scaled(16, 16), tiles=(2, 2), devices=ONE)
+    spec = jax.P("y", "x")
+    kernel = wse.wafer_map(lambda x: wse.fabric.shift(x, "south"), wafer, (spec,), spec)
+    fun, x = lambda x: kernel(x * 2) + x, floats(4, 2)
+    cluster = OnCluster(fun, (x,), {0: 0}, 4, tiles=(2, 2))
+    assert counted(cluster)["swarm_gather"] == 1
+    assert_same_numbers(cluster(2), x + np.concatenate([np.zeros((1, 2), np.float32), 2 * x[:-1]]))
+
+
 # ---- what stays local, and what is done about the rest -----------------------------------------------------------------
 X = floats(6, 4)
 KEPT = {
