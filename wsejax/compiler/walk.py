@@ -48,7 +48,7 @@ class Context:
     strict: bool
     reduction: str = "chain"
     accumulate: str = "float32"
-    side_by_side: bool = False  # devices work on the blocks of several wafers at once, and on how many must not show in the bits
+    side_by_side: bool = False  # devices may work on the blocks of several wafers at once, and on how many must not show in the bits
     numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
 
     def number(self, value: Value) -> int:
@@ -183,7 +183,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
 
 def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:
     """The calls of a step, the first with the op's work; of an op that needs no fabric, a local one. Loops' calls have theirs."""
-    if op.bodies:
+    if op.bodies or op.primitive is None:
         return list(step.calls)
     calls = list(step.calls) or [ctx.call("local", op.name, op, step.ins, step.outs)]
     work = work_of(op, step.ins, step.outs, ctx.reduction)

@@ -1,8 +1,9 @@
 """The tree that joins wafers (SwarmX), and how wafers share an array.
 
 The device mesh has the axes ("wafer", "y", "x"): G groups of devices along "wafer", each of which emulates `lanes` = N / G wafers side by
-side (`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. A wafer's number is group * lanes + lane; data
-moves by `ppermute` along "wafer" only, between devices in the same place of two groups that an edge of the tree joins.
+side (`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. A lane's wafer is
+group * lanes + lane. Data move by `ppermute` along "wafer" only, between devices in the same place of two groups that an edge of the tree
+joins.
 
 The tree (glossary pages of MemoryX and SwarmX: nodes of 1:4): leaves are the wafers in order, a node of level k stands over arity**k of
 them, and lives where the first of them does. A node adds up its children from first to last, so the association of a sum depends on the

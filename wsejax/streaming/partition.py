@@ -48,7 +48,7 @@ class Partitioned:
     out_shares: tuple[Share | None, ...] = ()
 
 
-def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int = 4) -> Partitioned:
+def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int = 4, like: Sequence[tuple[int, int]] = ()) -> Partitioned:
     """The graph that each of `wafers` wafers runs.
 
     Args:
@@ -56,6 +56,7 @@ def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int 
       split: the dimension along which wafers share an input of it, for some of them. The others are replicated.
       wafers: how many.
       arity: children of a node of the tree that joins them, which decides how sums over wafers round.
+      like: pairs of an input and a result, by number, that are to be shared alike: a state and the one that takes its place.
 
     Raises:
       ValueError: an input that the graph does not have, a dimension that the input does not have, or a batch of fewer rows than wafers.
@@ -76,6 +77,11 @@ def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int 
         return Partitioned(graph, tuple(split.get(v) for v in graph.ins), (None,) * len(graph.outs), tuple(ins), (None,) * len(graph.outs))
     shares = [Share(split[v], v.shape[split[v]]) if v in split else None for v in graph.ins]
     local, outs = Builder(wafers, arity).body(graph, shares)
+    wanted = list(outs)
+    for i, o in like:
+        wanted[o] = shares[i]
+    if wanted != list(outs):
+        local, outs = Builder(wafers, arity).body(graph, shares, wanted)
     dims = lambda found: tuple(None if s is None else s.dim for s in found)
     return Partitioned(local, dims(shares), dims(outs), tuple(shares), tuple(outs))
 
