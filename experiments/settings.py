@@ -16,6 +16,8 @@ import wsejax as wse
 from models.gpt import PRESETS, GPTConfig
 from wsejax.training.faults import Death
 
+from .supervise import Supervision
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -160,6 +162,7 @@ class Settings:
     """The link between these two neighbouring PEs dies after this step."""
     wafer: WaferSettings = field(default_factory=WaferSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
     def check(self) -> None:
         """Raises ValueError for a number that no run can have."""
@@ -178,6 +181,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.supervision.check()
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
         """What the flags let die. Raises ValueError, with the flag and its values, for what cannot die on this wafer in this
@@ -200,11 +204,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
 
-        Where the folder lies and how many checkpoints it keeps do not belong to it, nor what dies on the way: a death changes no
-        number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
+        Where the folder lies, how many checkpoints it keeps and who watches do not belong to it, nor what dies on the way: a death
+        changes no number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "supervision"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

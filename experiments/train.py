@@ -3,7 +3,8 @@
 The folder given by --out gets config.json, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt and
 checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
 Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
-folder while the run goes): events.jsonl tells of it, and no loss changes.
+folder while the run goes): events.jsonl tells of it, and no loss changes. With --max-restarts another process
+starts the run again after faults of the system, and summary.json tells of it.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from rich.console import Console
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
-from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
+from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import (
     MetricsLog,
     RunDirectory,
-    RunDirectoryError,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
@@ -50,9 +50,11 @@ from wsejax.training.state import (
     next_token_loss,
     split_model,
 )
+from wsejax.training.tether import tether
 
-from .recorder import DivergedError, Recorder, progress_bar
+from .recorder import Recorder, progress_bar
 from .settings import Settings
+from .supervise import refuse, report_end, run_supervised
 
 PROMPT = b"def "
 
@@ -208,6 +210,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
+        tether().start(start)
         watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
         log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
         progress = stack.enter_context(progress_bar(console))
@@ -216,6 +219,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
         while step < settings.steps and not stop.asked:
             if died := watch.due(step, run.wafer):
                 recorder.flush()
+                tether().busy()
                 try:
                     run, machine, state, event = without(run, state, died, step)
                 except LostWaferError as error:
@@ -298,37 +302,37 @@ def _this_python() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
+    """Run from the command line. Returns 0 when complete, else what `wsejax.training.outcome.Fault` has: 2 for what the user can mend,
+    130 when stopped."""
+    tether()
     settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
     console = Console()
     try:
+        if settings.supervision.max_restarts is not None:
+            return run_supervised(settings.out, settings.supervision, sys.argv[1:] if arguments is None else arguments, console)
         run = prepare(settings)
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
-        return _refuse(error)
+        return refuse(error)
     try:
         with console.status("planning the step"):
             machine = on_machine(run)
         with RunDirectory(settings.out, run.identity, about) as directory:
             state, log, complete = train(run, machine, directory, console)
             if complete:
+                tether().busy()
                 finish(run, state, log, console)
                 return 0
-    except (DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
-        return _refuse(error)
+    except Exception as error:
+        return report_end(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     step = log.rows[-1]["step"] if log.rows else 0
     console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
     return 130
-
-
-def _refuse(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":
