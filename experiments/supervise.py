@@ -74,7 +74,7 @@ def report_end(error: Exception) -> int:
         return int(fault)
     words = " ".join(str(error).split()) or type(error).__name__
     if fault in (Fault.DISK_FULL, Fault.OUT_OF_MEMORY, Fault.LOST_PEER):
-        words = f"{fault}: {words[:400]}; the same command goes on from the newest checkpoint"
+        words = f"{fault}: {words if len(words) < 300 else f'...{words[-200:]}'}; the same command goes on from the newest checkpoint"
     print(f"error: {words}", file=sys.stderr)
     return int(fault)
 
