@@ -59,9 +59,9 @@ class Supervision:
 
 
 def refuse(error: Exception) -> int:
-    """Say in one line what the user can mend. Returns the exit code."""
+    """Say in one line why the run cannot begin: what the user can mend, or that other processes did not come. Returns the exit code."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    return int(Fault.BAD_INPUT)
+    return int(Fault.LOST_PEER if fault_of_error(error) is Fault.LOST_PEER else Fault.BAD_INPUT)
 
 
 def report_end(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from wsejax.training.outcome import Fault, Treatment, fault_of_error, fault_of_e
 
 def test_exit_codes_are_distinct_and_leave_alone_what_others_use():
     assert (Fault.COMPLETE, Fault.UNKNOWN, Fault.BAD_INPUT, Fault.STOPPED) == (0, 1, 2, 130)
-    own = set(Fault) - {Fault.STOPPED}
+    own = set(Fault) - {Fault.STOPPED, Fault.LOST_PEER}
     assert all(0 <= fault < 64 for fault in own), "64 to 78 are sysexits.h's, 126 and up the shell's"
+    assert Fault.LOST_PEER == os.EX_TEMPFAIL
     for fault in Fault:
         assert fault_of_exit(int(fault)) is fault
 
@@ -100,6 +102,7 @@ def test_errors_as_they_really_come():
         (KeyboardInterrupt(), Fault.STOPPED),
         (ConnectionResetError(), Fault.LOST_PEER),
         (ValueError("INTERNAL: Gloo: Connection closed by peer [127.0.0.1]:1234"), Fault.LOST_PEER),
+        (RuntimeError("DEADLINE_EXCEEDED: Barrier timed out. 1/2 tasks reached it"), Fault.LOST_PEER),
         (ValueError("OUT_OF_RANGE: Failed to write 12 bytes: File too large"), Fault.DISK_FULL),
         (ValueError("shapes differ"), Fault.UNKNOWN),
         (from_a(MemoryError()), Fault.OUT_OF_MEMORY),

@@ -42,10 +42,10 @@ class Fault(enum.IntEnum):
     NAN_LOSS = 6
     OUT_OF_MEMORY = 7
     DISK_FULL = 8
-    LOST_PEER = 9
-    HUNG = 10
-    KILLED = 11
-    CRASHED = 12
+    HUNG = 9
+    KILLED = 10
+    CRASHED = 11
+    LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: try again later
     STOPPED = 130
 
     @property
@@ -84,11 +84,12 @@ _BY_TYPE: tuple[tuple[type[BaseException], Fault], ...] = (
     (NotADirectoryError, Fault.BAD_INPUT),
     (IsADirectoryError, Fault.BAD_INPUT),
 )
+_PEER = r"distributed service|coordination ?service|deadline_exceeded|connection (closed|reset) by peer|heartbeat timeout|barrier timed out"
 # What libraries say in errors that have no class of their own, and on stderr before they abort, in small letters. The order counts:
 # tensorstore calls a full disk RESOURCE_EXHAUSTED, as XLA calls a lack of memory.
 _BY_TEXT: tuple[tuple[Fault, str], ...] = (
     (Fault.DISK_FULL, r"no space left on device|disk quota exceeded|file too large|enospc|efbig|edquot"),
-    (Fault.LOST_PEER, r"distributed service|coordination ?service|connection (closed|reset) by peer|heartbeat timeout|barrier timed out"),
+    (Fault.LOST_PEER, _PEER),
     (Fault.OUT_OF_MEMORY, r"resource_exhausted|std::bad_alloc|memoryerror|out of memory|cannot allocate memory"),
     (Fault.FAILED_ASSERTION, r"assertionerror"),
 )

@@ -147,7 +147,7 @@ def watch(child: Child, policy: Policy, signals: Signals, begun: Callable[[int],
     """Stay with a child to its end: pass signals on, and kill it where it hangs. Returns the end, without the checkpoint, and the exit
     code.
 
-    begun: told the step after which the run goes on, once it holds its folder.
+    begun: told the step after which the run goes on, once this process holds its folder.
     """
     passed, hung, last_step, kills_before = 0, False, None, out_of_memory_kills()
     deadline = time.monotonic() + policy.compile_seconds
@@ -161,7 +161,7 @@ def watch(child: Child, policy: Policy, signals: Signals, begun: Callable[[int],
         messages = child.attend(0.0 if code is not None else max(0.0, deadline - time.monotonic()), signals.wake)
         for message in messages:
             name, _, step = message.partition(" ")
-            if name in ("start", "step") and step.isdigit():
+            if name in ("start", "join", "step") and step.isdigit():
                 last_step = int(step)
             if name == "start":
                 begun(last_step or 0)

@@ -28,9 +28,10 @@ class Tether:
         """Whether there is a supervisor."""
         return self._line is not None
 
-    def start(self, step: int) -> None:
-        """The run's folder is held, and it goes on after this step; what comes first is compiling."""
-        self._tell(f"start {step}")
+    def start(self, step: int, *, first: bool = True) -> None:
+        """The run's folder is held, and it goes on after this step; what comes first is compiling. Of several processes of a run only the
+        first holds it."""
+        self._tell(f"{'start' if first else 'join'} {step}")
 
     def step(self, step: int) -> None:
         """This step is done and written down."""
