@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from wsejax.training.outcome import Fault, fault_of_error
+from wsejax.training.outcome import Fault, fault_of_error, telling_part
 from wsejax.training.summary import SUMMARY, Ended, Start, Summary
 from wsejax.training.supervisor import Policy, supervise
 
@@ -74,7 +74,7 @@ def report_end(error: Exception) -> int:
         return int(fault)
     words = " ".join(str(error).split()) or type(error).__name__
     if fault in (Fault.DISK_FULL, Fault.OUT_OF_MEMORY, Fault.LOST_PEER):
-        words = f"{fault}: {words if len(words) < 300 else f'...{words[-200:]}'}; the same command goes on from the newest checkpoint"
+        words = f"{fault}: {telling_part(words, fault)}; the same command goes on from the newest checkpoint"
     print(f"error: {words}", file=sys.stderr)
     return int(fault)
 

@@ -11,7 +11,7 @@ import pytest
 
 from wsejax.compiler import UnsupportedOpError
 from wsejax.training import CheckpointMismatchError, LostWaferError, RunDirectoryError
-from wsejax.training.outcome import Fault, Treatment, fault_of_error, fault_of_exit, out_of_memory_kills
+from wsejax.training.outcome import Fault, Treatment, fault_of_error, fault_of_exit, out_of_memory_kills, telling_part
 
 
 def test_exit_codes_are_distinct_and_leave_alone_what_others_use():
@@ -113,3 +113,10 @@ def test_errors_as_they_really_come():
 )
 def test_errors_by_class_and_by_words(error, fault):
     assert fault_of_error(error) is fault
+
+
+def test_a_long_message_is_cut_to_what_tells():
+    long = "a" * 500 + " No space left on device " + "b" * 500
+    assert telling_part(long, Fault.DISK_FULL, around=3) == "...aa No space left on device bb..."
+    assert telling_part("short", Fault.DISK_FULL) == "short"
+    assert telling_part(long, Fault.LOST_PEER, around=10) == "a" * 20 + "..."

@@ -100,6 +100,14 @@ def fault_in_text(text: str, default: Fault) -> Fault:
     return next((fault for fault, words in _BY_TEXT if re.search(words, text.lower())), default)
 
 
+def telling_part(text: str, fault: Fault, *, around: int = 120) -> str:
+    """A long message cut to what tells of the fault, with so many characters on both sides."""
+    found = next((match for kind, words in _BY_TEXT if kind is fault and (match := re.search(words, text.lower()))), None)
+    start, end = found.span() if found else (0, around)
+    start, end = max(0, start - around), min(len(text), end + around)
+    return f"{'...' * (start > 0)}{text[start:end]}{'...' * (end < len(text))}"
+
+
 def fault_of_error(error: BaseException) -> Fault:
     """The fault behind an exception; Fault.UNKNOWN where neither its class, its errno nor its words tell, nor those of what it was
     raised from.
