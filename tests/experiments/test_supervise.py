@@ -8,7 +8,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiments import recorder, train
+from experiments import train
 from experiments.settings import Settings
 from experiments.supervise import Mender, Supervision, newest_checkpoint, put_aside_what_gave_nan, summary_table, without_supervision
 from experiments.train import main
@@ -160,40 +159,46 @@ def test_what_nobody_knows_is_raised(text, tmp_path, monkeypatch):  # noqa: F811
 # -- full disks --------------------------------------------------------------------------------------------------------
 
 
-def test_no_room_for_a_checkpoint_ends_the_run_and_leaves_the_one_before(whole, text, tmp_path, monkeypatch, capsys):  # noqa: F811
+@pytest.fixture(scope="module")
+def cached(compile_once) -> dict[str, str]:  # noqa: F811
+    """The environment for children: programs compiled once."""
+    folder = jax.config.jax_compilation_cache_dir
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+
+
+FILLS = """
+import resource, sys, time
+from pathlib import Path
+from experiments import recorder, train
+add, saved = recorder.Recorder.add, Path(sys.argv[1]) / "checkpoints" / "3"
+def add_and_fill(self, step, metrics):
+    add(self, step, metrics)
+    if step == 4:
+        while not saved.is_dir():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+recorder.Recorder.add = add_and_fill
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def test_no_room_for_a_checkpoint_ends_the_run_and_leaves_the_one_before(whole, text, tmp_path, cached, capsys):  # noqa: F811
     """A real EFBIG from the kernel, by a limit on the size of files from step 4 on, which lets metrics through."""
-    out, add = tmp_path / "run", recorder.Recorder.add
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def add_and_fill(self, step, metrics):
-        add(self, step, metrics)
-        if step == 4:
-            wait_for((out / "checkpoints" / "3").is_dir)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-
-    monkeypatch.setattr(recorder.Recorder, "add", add_and_fill)
-    try:
-        code = main([*SMALL, *PLAIN, *text, "--out", str(out)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    said = capsys.readouterr().err
-    assert code == Fault.DISK_FULL and said.count("\n") == 1 and "File too large" in said and "goes on from the newest checkpoint" in said
+    out = tmp_path / "run"
+    flags = [*SMALL, *PLAIN, *text, "--out", str(out)]
+    command = [sys.executable, "-c", FILLS, str(out), *flags]
+    full = subprocess.run(command, cwd=ROOT, env=cached, capture_output=True, text=True, timeout=200)
+    assert full.returncode == Fault.DISK_FULL, full.stderr
+    assert full.stderr.count("error: disk full: ") == 1 and "File too large" in full.stderr
+    assert "goes on from the newest checkpoint" in full.stderr
     assert [path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
-    monkeypatch.undo()
-    assert main([*SMALL, *PLAIN, *text, "--out", str(out)]) == 0
+    assert main(flags) == 0
     assert "going on from the checkpoint of step 3" in capsys.readouterr().out
     assert_same_run(whole, out)
 
 
 def supervised(out: Path, *flags: str) -> list[str]:
     return [*command(out, *flags), "--max-restarts", "2", "--backoff-seconds", "0.1"]
-
-
-@pytest.fixture(scope="module")
-def cached(compile_once) -> dict[str, str]:  # noqa: F811
-    """The environment for children: programs compiled once."""
-    folder = jax.config.jax_compilation_cache_dir
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow
