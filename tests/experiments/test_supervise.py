@@ -332,18 +332,18 @@ def test_twenty_kills_change_nothing(text, tmp_path, cached):  # noqa: F811
 
     supervisor, killed, in_write = supervisor_started(), None, 0
 
-    def held() -> dict | None:
-        """The newest start, once it is the one that runs and holds the folder."""
+    def held(number: int) -> dict | None:
+        """The start of that number, once it holds the folder."""
         body = read_summary(out / "summary.json")
-        newest = body["starts"][-1] if body else {"number": 0, "fault": None, "from_step": None}
-        return newest if newest["fault"] is None and newest["from_step"] is not None else None
+        newest = body["starts"][-1] if body else {"number": 0}
+        return newest if newest["number"] == number and newest["from_step"] is not None else None
 
-    for kind in kills:
+    for number, kind in enumerate(kills, 1):  # each kill ends one start
         pid = wait_for(lambda: (found := training(out, supervisor.pid)) != killed and found)  # noqa: B023
         if kind == "early":
             time.sleep(chance.uniform(0.0, 1.5))
         else:
-            target = wait_for(held)["from_step"] + chance.randint(1, 30)
+            target = wait_for(lambda: held(number))["from_step"] + chance.randint(1, 30)  # noqa: B023
             before = half_written(out)
             if kind == "write":
                 wait_for(lambda: half_written(out) - before)  # noqa: B023

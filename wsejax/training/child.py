@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from .tether import VARIABLE
@@ -32,11 +32,11 @@ def _to_stderr(text: bytes) -> None:
 class Child:
     """`command`, started now. Use it as a context manager: leaving it kills what is left of the group.
 
-    What it says on stderr goes to `echo` as it comes, and its end is kept in `tail`. `environment` is added to this process's own.
+    What it says on stderr goes to `echo` as it comes, and its end is kept in `tail`.
     Raises OSError where the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, echo: Callable[[bytes], None] = _to_stderr):
+    def __init__(self, command: Sequence[str], *, echo: Callable[[bytes], None] = _to_stderr):
         self.tail = b""
         self._echo, self._messages = echo, b""
         self._stderr, stderr = os.pipe()
@@ -49,7 +49,7 @@ class Child:
                 stderr=stderr,
                 process_group=self._guard.pid,
                 pass_fds=[line.fileno()],
-                env={**os.environ, **(environment or {}), VARIABLE: str(line.fileno())},
+                env={**os.environ, VARIABLE: str(line.fileno())},
             )
         except BaseException:
             self._end()
@@ -59,10 +59,6 @@ class Child:
             line.close()
         os.set_blocking(self._stderr, False)
         self._line.setblocking(False)
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
 
     @property
     def group(self) -> int:

@@ -23,11 +23,6 @@ class Tether:
     def __init__(self, line: socket.socket | None = None):
         self._line = line
 
-    @property
-    def held(self) -> bool:
-        """Whether there is a supervisor."""
-        return self._line is not None
-
     def start(self, step: int, *, first: bool = True) -> None:
         """The run's folder is held, and it goes on after this step; what comes first is compiling. Of several processes of a run only the
         first holds it."""
