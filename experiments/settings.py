@@ -17,6 +17,8 @@ from models.gpt import PRESETS, GPTConfig
 from wsejax.hardware import MEMORYX
 from wsejax.training.faults import Death
 
+from .supervise import Supervision
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -111,7 +113,7 @@ class ClusterSettings:
     result."""
     instead_of: int | None = None
     """The run was begun with this many systems and goes on with fewer: the same batches and, up to rounding, the same
-    losses."""
+    losses. What --kill-pe and --kill-link name died with the wafer that is gone."""
 
     def build(self, wafer: wse.Wafer) -> wse.Wafer | wse.Cluster:
         """The machine. Raises ValueError for what cannot be built."""
@@ -201,6 +203,7 @@ class Settings:
     wafer: WaferSettings = field(default_factory=WaferSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
     def check(self) -> None:
         """Raises ValueError for a number that no run can have."""
@@ -216,6 +219,10 @@ class Settings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.cluster.instead_of is not None and self.cluster.instead_of <= self.cluster.systems:
+            raise ValueError(
+                f"--cluster.instead-of {self.cluster.instead_of}: give the number it was begun with, above {self.cluster.systems}"
+            )
         if self.cluster.systems > self.batch:
             raise ValueError(f"--cluster.systems {self.cluster.systems}: more wafers than the {self.batch} sequences of a batch (--batch)")
         if self.wafer.off and self.cluster != ClusterSettings():
@@ -223,6 +230,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.supervision.check()
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
         """What the flags let die. Raises ValueError, with the flag and its values, for what cannot die on this wafer in this
@@ -245,11 +253,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
 
-        Where the folder lies and how many checkpoints it keeps do not belong to it, nor what dies on the way: a death changes no
-        number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
+        Where the folder lies, how many checkpoints it keeps and who watches do not belong to it, nor what dies on the way: a death
+        changes no number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "supervision"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

@@ -3,7 +3,8 @@
 The folder given by --out gets config.json, manifest.jsonl, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt
 and checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
 Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
-folder while the run goes): events.jsonl tells of it, and no loss changes.
+folder while the run goes): events.jsonl tells of it, and no loss changes. With --max-restarts another process
+starts the run again after faults of the system, and summary.json tells of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.console import Console
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
-from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
+from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.interrupt import GracefulStop
@@ -36,7 +37,6 @@ from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
     MetricsLog,
     RunDirectory,
-    RunDirectoryError,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
@@ -51,10 +51,12 @@ from wsejax.training.state import (
     next_token_loss,
     split_model,
 )
+from wsejax.training.tether import tether
 
-from .recorder import DivergedError, Recorder, progress_bar
+from .recorder import Recorder, progress_bar
 from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
+from .supervise import refuse, report_end, run_supervised
 
 PROMPT = b"def "
 
@@ -116,7 +118,8 @@ def prepare(settings: Settings) -> Run:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
     if settings.from_manifest is not None:
         check_same_run(settings.from_manifest, identity, corpus)
-    deaths = settings.deaths(wafer)
+    # those that a wafer died of which is gone are not of the wafers that are left
+    deaths = settings.deaths(wafer) if settings.cluster.instead_of is None else ()
     if check_run_directory(settings.out, identity) and wafer is not None:
         past = history(settings.out)
         wafer = wafer.kill(past.pes, past.links)
@@ -219,6 +222,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
+        tether().start(start)
         watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
         log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
         manifest.started(start)
@@ -228,6 +232,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
         while step < settings.steps and not stop.asked:
             if died := watch.due(step, run.wafer):
                 recorder.flush()
+                tether().busy()
                 try:
                     run, machine, state, event = without(run, state, died, step)
                 except LostWaferError as error:
@@ -313,10 +318,15 @@ def _this_python() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
+    """Run from the command line. Returns 0 when complete, else what `wsejax.training.outcome.Fault` has: 2 for what the user can mend,
+    130 when stopped."""
+    tether()
     read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
     settings, console = read_flags(), Console()
     try:
+        if settings.supervision.max_restarts is not None:
+            given, of = sys.argv[1:] if arguments is None else arguments, settings.cluster
+            return run_supervised(settings.out, settings.supervision, given, console, systems=of.systems, groups=of.groups)
         if settings.from_manifest is not None:  # then its settings are what stands where no flag does
             settings = read_flags(default=settings_of(settings.from_manifest))
         run = prepare(settings)
@@ -324,28 +334,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
-        return _refuse(error)
+        return refuse(error)
     try:
         with console.status("planning the step"):
             machine = on_machine(run)
         with RunDirectory(settings.out, run.identity, about) as directory:
             state, log, complete = train(run, machine, directory, console)
             if complete:
+                tether().busy()
                 finish(run, state, log, console)
                 return 0
-    except (DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
-        return _refuse(error)
+    except Exception as error:
+        return report_end(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     step = log.rows[-1]["step"] if log.rows else 0
     console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
     return 130
-
-
-def _refuse(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":
