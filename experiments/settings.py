@@ -230,7 +230,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
-        self.supervision.check()
+        self.supervision.check(self.cluster.systems)
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
         """What the flags let die. Raises ValueError, with the flag and its values, for what cannot die on this wafer in this

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
@@ -91,15 +90,39 @@ def test_mistakes_are_one_line_and_nothing_is_written(text, tmp_path, capfd, fla
 
 def test_fewer_systems_after_a_lost_wafer_and_no_fewer_than_asked(tmp_path):
     said = []
-    mender = Mender(tmp_path, said.append, systems=3, min_systems=2)
+    mender = Mender(tmp_path, said.append, systems=4, min_systems=3, groups=2)
     lost, other = Ended(Fault.LOST_WAFER, 5, 5), Ended(Fault.KILLED, 5, 5)
+    (tmp_path / "faults.json").write_text("[]")
     assert mender(other, ["train"]) == ["train"]
-    assert mender(lost, ["train"]) == ["train", "--systems", "2"]
-    assert mender(lost, ["train", "--systems", "2"]) is None and said == ["going on with 2 systems"]
+    fewer = mender(lost, ["train"])
+    assert fewer == ["train", *["--cluster.systems", "3", "--cluster.instead-of", "4", "--cluster.groups", "1"]]
+    assert not (tmp_path / "faults.json").exists(), "what killed the wafer is not of those that are left"
+    assert mender(lost, fewer) is None and said == ["going on with 3 of 4 systems"]
     assert Mender(tmp_path, said.append, systems=3)(lost, ["train"]) is None, "nobody asked for it"
-    last = argparse.ArgumentParser()
-    last.add_argument("--systems", type=int)
-    assert last.parse_args(["--systems", "3", "--systems", "2"]).systems == 2
+
+
+@pytest.mark.slow
+def test_a_lost_wafer_leaves_the_others_with_the_same_batches_and_losses(text, tmp_path):  # noqa: F811
+    grid = "--wafer.rows 8 --wafer.cols 8 --wafer.dead-pe-fraction 0 --wafer.dead-link-fraction 0 --wafer.tiles 4 4 --wafer.devices 1 1"
+    small = [word for word in (*SMALL, *text, *grid.split()) if word != "--wafer.off"]
+    every = [part for row in range(5) for col in range(8) for part in ("--kill-pe", "2", str(row), str(col))]  # no 4 x 4 tiles are left
+    losses = {}
+    for name, flags in {
+        "whole": [],
+        "fewer": [*every, *["--max-restarts", "2", "--min-systems", "2", "--backoff-seconds", "0.01"]],
+    }.items():
+        out = tmp_path / name
+        run = subprocess.run(
+            [sys.executable, "-m", "experiments.train", *small, "--cluster.systems", "3", "--batch", "4", "--out", str(out), *flags],
+            cwd=ROOT, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-2000:]
+        losses[name] = [row["loss"] for row in read_metrics(out / "metrics.jsonl")]
+    summary = read_summary(tmp_path / "fewer" / "summary.json")
+    assert summary is not None
+    assert [start["fault"] for start in summary["starts"]] == [str(Fault.LOST_WAFER), str(Fault.COMPLETE)]
+    assert losses["fewer"][:2] == losses["whole"][:2] and losses["fewer"] != losses["whole"], "then sums go otherwise"
+    assert max(abs(a - b) for a, b in zip(losses["fewer"], losses["whole"], strict=True)) <= 1e-5
 
 
 def test_the_checkpoint_that_gave_nan_is_put_aside_and_no_other(tmp_path):

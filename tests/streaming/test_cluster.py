@@ -92,6 +92,14 @@ def test_results_that_wafers_share_come_back_whole_and_in_order() -> None:
         np.testing.assert_allclose(found, np.tanh(x[:batch] @ params()["w"]), rtol=1e-5, atol=1e-6)
 
 
+def test_parameters_are_no_batch() -> None:
+    """A stack of two biases is not what two wafers share, although no product reads it and nobody donates it."""
+    p = {**params(), "scales": jnp.ones((2, 500))}
+    fun = wse.jit(lambda p, batch: loss(p, batch) * p["scales"].mean(), cluster(2, groups=1))
+    np.testing.assert_allclose(fun(p, data(6)), loss(p, data(6)), rtol=1e-5)
+    assert [s is not None for s in fun.lower(p, data(6))._frame.in_shares] == [False] * 3 + [True] * 2
+
+
 def test_a_pinned_dimension_is_the_one_that_is_shared() -> None:
     x, _ = data(8)
     fun = lambda a, b: jnp.sum(a * b, axis=0)

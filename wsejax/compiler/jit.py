@@ -235,14 +235,14 @@ class WaferFunction:
         name = getattr(self, "__name__", "function")
         _warn_of_closures(graph, getattr(self, "__name__", "the function"))
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
-        dynamic, _ = jax.tree.unflatten(tree, list(numbers))
+        dynamic, by_name = jax.tree.unflatten(tree, list(numbers))
         places = [i for i in range(count) if i not in fixed]
         at = lambda argnums: [dynamic[places.index(i)] for i in argnums]
         taking = lambda args: [pair for arg in args for pair in _taking_place(arg, out, shapes, graph.outs)]
         others = [dynamic[n] for n, i in enumerate(places) if i not in self._donated and n < len(dynamic)]
         traced = Traced(
             name, graph, shapes, tree, out, taking(at(self._donated)), taking(others), jax.tree.leaves(at(self._donated)), pins, start, at,
-            taking,
+            taking, [jax.tree.leaves(arg) for arg in (*dynamic, *by_name.values())],
         )  # fmt: skip
         return self._lowered_from(traced)
 
@@ -288,6 +288,7 @@ class Traced:
     start: float  # of the work on it, by time.perf_counter
     arguments: Callable[[Sequence[int]], list[Any]]  # of these positions, as trees of numbers
     taking_place: Callable[[Sequence[Any]], list[tuple[int, int]]]  # pairs of arguments given as such trees
+    each: Sequence[Sequence[int]]  # the numbers of each argument's arrays
 
 
 def _arrays(arguments, flat: list[Any]) -> list[Any]:

@@ -58,8 +58,8 @@ def jit(
       in_shardings: as in `jax.jit`, for the dynamic positional arguments: NamedShardings over `wafer.mesh` or PartitionSpecs pin
         layouts of arguments; None, here or in the tree, leaves the choice to the compiler. So does an array that lies somewhere already: it
         is moved. A `jax.ShapeDtypeStruct` with a sharding, given to `lower`, pins too. On a cluster the axis "wafer" says along which
-        dimension the wafers share an argument; without it they share the leading dimension of those that are neither streamed, nor
-        donated, nor weights.
+        dimension the wafers share an argument; without it they share the leading dimension of those that are neither streamed nor
+        donated, or if nothing is, hold no weights.
       strict: an operation without a rule raises `UnsupportedOpError` when lowering. False gathers its operands over the fabric, computes it
         whole on every block, and shows it in the audit.
       cache: folder in which compiled programs are kept from one process to the next (`Compiled.cache`, `Lowered.explain`). None: the
@@ -95,7 +95,7 @@ def jit(
     made = compiler.jit(fun, wafer.wafer, **{**options, "cache": False})
     if both := set(streamed) & set(made.static):
         raise ValueError(f"streamed_argnums={streamed_argnums} and static_argnums={static_argnums}: argument {min(both)} cannot be both")
-    return ClusterFunction(made, wafer, streamed if execution != "resident" else (), execution)
+    return ClusterFunction(made, wafer, streamed, execution)
 
 
 class ClusterFunction(WaferFunction):
@@ -105,7 +105,8 @@ class ClusterFunction(WaferFunction):
         functools.update_wrapper(self, made.fun, updated=())
         self.__dict__.update({k: v for k, v in made.__dict__.items() if k != "_lowered"})
         self._lowered: dict[Any, Lowered] = {}
-        self.cluster, self._streamed, self._execution = cluster, streamed, execution
+        self.cluster, self._named, self._execution = cluster, streamed, execution
+        self._streamed = () if execution == "resident" else streamed
         self._drivers: dict[int, Driver] = {}
         self._replaced: dict[int, list[tuple[int, int]]] = {}  # of a lowered function, arguments and the results in their place
 
@@ -130,7 +131,7 @@ class ClusterFunction(WaferFunction):
         away = numbers if self._outside(traced, numbers, weights) else set()
         results = {o for i, o in pairs if i in away}
         same = [*traced.same, *(p for p in pairs if p not in traced.same)]
-        split = self._shared(traced, numbers, weights)
+        split = self._shared(traced, weights)
         wafers = self.cluster.systems
         parts = partition(graph, {graph.ins[n]: d for n, d in split.items()}, wafers, self.cluster.swarmx.arity, same)
         shares = (parts.in_shares, parts.out_shares) if wafers > 1 else ((None,) * len(graph.ins), (None,) * len(graph.outs))
@@ -180,9 +181,9 @@ class ClusterFunction(WaferFunction):
         lay = as_layout(PartitionSpec(*(tuple(a for a in entry if a != "wafer") or None for entry in entries)), ndim, what)
         return tuple(("wafer", a) if d in shared else a for d, a in enumerate(lay))
 
-    def _shared(self, traced: Traced, streamed: set[int], weights: Sequence[int]) -> dict[int, int]:
-        """Along which dimension the wafers share an argument: as it is pinned, or where nothing is, the leading one of what is neither
-        streamed, nor donated, nor a weight, and has the size that most elements have there.
+    def _shared(self, traced: Traced, weights: Sequence[int]) -> dict[int, int]:
+        """Along which dimension wafers share an argument: as it is pinned; or where nothing is, the leading one of those that are no state
+        (streamed, donated, or if nothing is, with weights among their arrays) and have the size that most elements have there.
 
         Raises:
           ValueError: there is none.
@@ -192,10 +193,11 @@ class ClusterFunction(WaferFunction):
         ins = traced.graph.ins
         if pinned := {n: d for n, lay in traced.pins for d, a in enumerate(lay) if isinstance(a, tuple)}:
             return pinned
-        others = set(streamed) | set(traced.given_away) | set(weights)
+        state = set(jax.tree.leaves(traced.arguments(self._named))) | set(traced.given_away) or set(weights)
+        free = [n for numbers in traced.each if not state & set(numbers) for n in numbers]
         sizes: dict[int, int] = {}
-        for n, v in enumerate(ins):
-            if n not in others and v.ndim and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended):
+        for v in (ins[n] for n in free):
+            if v.ndim and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended):
                 sizes[v.shape[0]] = sizes.get(v.shape[0], 0) + math.prod(v.shape)
         if not sizes:
             raise ValueError(
@@ -203,7 +205,7 @@ class ClusterFunction(WaferFunction):
                 "weights or scalars): say which with in_shardings, such as in_shardings=(None, jax.P('wafer'))"
             )
         batch = max(sizes, key=lambda size: sizes[size])
-        return {n: 0 for n, v in enumerate(ins) if n not in others and v.ndim and v.shape[0] == batch}
+        return {n: 0 for n in free if ins[n].ndim and ins[n].shape[0] == batch}
 
     def _outside(self, traced: Traced, numbers: set[int], weights: Sequence[int]) -> bool:
         """Whether what is named lives outside; and whether MemoryX holds it.
