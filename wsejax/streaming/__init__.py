@@ -1,0 +1,7 @@
+"""How programs run that are larger than a wafer, or that several wafers share."""
+
+from .schedule import Layer as Layer
+from .schedule import Schedule as Schedule
+from .schedule import Stage as Stage
+from .schedule import layer_stages as layer_stages
+from .schedule import schedule as schedule

@@ -1,0 +1,283 @@
+"""When weights that stream through a wafer are under way, are worked with, and leave as gradients: a recurrence over stages.
+
+A stage is what the wafer does with what came in for it: a layer's pass. The link is full duplex (Hot Chips 2024: 150 GB/s each way), so
+loads wait only for loads, and stores for stores. With `prefetch` layers under way while one is worked on (1 is double buffering), for
+stage i of those that load
+
+    load(i)    starts when load(i-1) has ended and the buffer of stage i-1-prefetch is free
+    compute(i) starts when compute(i-1) and load(i) have ended and the buffer that its gradient needs is free: that of stage i-1-drain
+    store(i)   starts when compute(i) and store(i-1) have ended
+
+The MemoryX glossary of the vendor names one exception to the overlap, the boundary of a step: a layer's update needs all of its gradient,
+the next step's load of the layer needs the update, and where gradients are clipped by their global norm every update needs every gradient.
+All times are modelled seconds; who calls this prices the computing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+PARTS = ("compute", "software", "fill", "stall", "boundary", "drain")
+Times = Float[np.ndarray, " stages"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What the wafer does between two loads.
+
+    Attributes:
+      name: for people.
+      compute_seconds: of the wafer, computing and moving.
+      in_bytes: that come in for it.
+      out_bytes: that leave when it is done.
+      fixed_seconds: of software before it computes, whatever the batch.
+      layer: whose weights come in or whose gradient leaves; a load waits for the last update of the same layer.
+      update_seconds: that MemoryX works on the layer when its gradient is there; None: its gradient is followed by no update.
+      fenced: nothing of it, and no later load, starts before all that was stored has arrived; it takes no buffer of weights. Loads
+        come in order, so a value that the wafers have together, such as a sum over them, keeps later weights waiting, too.
+      memoryx_seconds: that MemoryX then works before it starts; only of a stage that is fenced.
+    """
+
+    name: str
+    compute_seconds: float
+    in_bytes: float = 0.0
+    out_bytes: float = 0.0
+    fixed_seconds: float = 0.0
+    layer: str = ""
+    update_seconds: float | None = None
+    fenced: bool = False
+    memoryx_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("compute_seconds", "in_bytes", "out_bytes", "fixed_seconds", "update_seconds", "memoryx_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r}: of stage {self.name!r}, must be finite and not negative")
+        if self.memoryx_seconds and not self.fenced:
+            raise ValueError(f"memoryx_seconds={self.memoryx_seconds!r}: stage {self.name!r} waits for MemoryX only if it is fenced")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Modelled seconds at which each stage loads, computes and stores, and MemoryX works.
+
+    `wait` is from the end of one stage's computing to the start of the next. A stage that loads or stores nothing does so in no time.
+    """
+
+    stages: tuple[Stage, ...]
+    load_start: Times
+    load_end: Times
+    compute_start: Times  # software included
+    compute_end: Times
+    store_start: Times
+    store_end: Times
+    memoryx_start: Times
+    memoryx_end: Times
+    wait: Times
+    seconds: float
+
+    @property
+    def fill_seconds(self) -> float:
+        """Until the first load is there."""
+        return float(self.wait[:1].sum())
+
+    @property
+    def stall_seconds(self) -> Times:
+        """Of each stage: the wafer waits for the link, though stages before it have run."""
+        counts = np.array([n > 0 and not stage.fenced for n, stage in enumerate(self.stages)], bool)
+        return np.where(counts, self.wait, 0.0)
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by what the wafer does or waits for; they sum to `seconds`."""
+        fenced = np.array([n > 0 and stage.fenced for n, stage in enumerate(self.stages)], bool)
+        found = {
+            "compute": math.fsum(s.compute_seconds for s in self.stages),
+            "software": math.fsum(s.fixed_seconds for s in self.stages),
+            "fill": self.fill_seconds,
+            "stall": math.fsum(self.stall_seconds),
+            "boundary": math.fsum(self.wait[fenced]),
+        }
+        return {**found, "drain": self.seconds - (float(self.compute_end[-1]) if self.stages else 0.0)}
+
+    @property
+    def stall_share(self) -> float:
+        """Of the time from the first stage's start on."""
+        return self.parts()["stall"] / self.seconds if self.seconds else 0.0
+
+    @property
+    def load_seconds(self) -> float:
+        """That the link is busy inward."""
+        return float((self.load_end - self.load_start).sum())
+
+    @property
+    def store_seconds(self) -> float:
+        return float((self.store_end - self.store_start).sum())
+
+    @property
+    def memoryx_seconds(self) -> float:
+        return float((self.memoryx_end - self.memoryx_start).sum())
+
+
+def schedule(
+    stages: Iterable[Stage],
+    in_bytes_per_second: float,
+    out_bytes_per_second: float | None = None,
+    *,
+    prefetch: int = 1,
+    drain: int = 1,
+    latency_seconds: float = 0.0,
+) -> Schedule:
+    """Lay stages out over modelled time, each as early as it can be.
+
+    Args:
+      in_bytes_per_second: of the link towards the wafer.
+      out_bytes_per_second: away from it; the same if None.
+      prefetch: stages whose weights are on their way, or wait, while one computes; 0: a load begins when the stage before is done.
+      drain: stages whose gradients are leaving while one computes.
+      latency_seconds: between memory and wafer, on top of the bytes; the link is free meanwhile.
+
+    Raises:
+      ValueError: a bandwidth that is not positive, a latency or a number of buffers that is negative.
+    """
+    out_rate = in_bytes_per_second if out_bytes_per_second is None else out_bytes_per_second
+    for name, rate in (("in_bytes_per_second", in_bytes_per_second), ("out_bytes_per_second", out_rate)):
+        if not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"{name}={rate!r}: must be a positive number")
+    for name, count in (("prefetch", prefetch), ("drain", drain)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{name}={count!r}: stages are 0 or more; 1 is double buffering")
+    if not (math.isfinite(latency_seconds) and latency_seconds >= 0):
+        raise ValueError(f"latency_seconds={latency_seconds!r}: must be finite and not negative")
+    stages = tuple(stages)
+    at = {name: np.zeros(len(stages)) for name in ("load", "loaded", "start", "end", "store", "stored", "work", "worked", "wait")}
+    link_in = link_out = before = arrived = memoryx = 0.0  # when each is free, the wafer is, and all that was stored is there
+    freed: list[float] = []  # when the buffer of each stage that loads is free
+    left: list[float] = []  # when the gradient of each stage that stores has left
+    updated: dict[str, float] = {}
+    open_buffer = False  # the last stage that loaded still has its buffer
+    for n, stage in enumerate(stages):
+        ready = 0.0
+        if stage.fenced:
+            at["work"][n] = max(before, arrived, memoryx)
+            ready = at["worked"][n] = memoryx = at["work"][n] + stage.memoryx_seconds
+            link_in = max(link_in, ready)
+        else:
+            at["work"][n] = at["worked"][n] = memoryx
+        there = ready
+        if stage.in_bytes:
+            begin = max(link_in, ready, updated.get(stage.layer, 0.0))
+            if not stage.fenced:
+                if open_buffer:
+                    freed.append(before)
+                if len(freed) > prefetch:
+                    begin = max(begin, freed[len(freed) - 1 - prefetch])
+                open_buffer = True
+            link_in = begin + stage.in_bytes / in_bytes_per_second
+            at["load"][n], at["loaded"][n], there = begin, link_in, link_in + latency_seconds
+        else:
+            at["load"][n] = at["loaded"][n] = link_in
+        start = max(before, there)
+        if stage.out_bytes and len(left) > drain:
+            start = max(start, left[len(left) - 1 - drain])
+        at["wait"][n], at["start"][n] = start - before, start
+        at["end"][n] = before = start + stage.fixed_seconds + stage.compute_seconds
+        at["store"][n] = at["stored"][n] = max(before, link_out)
+        if stage.out_bytes:
+            at["stored"][n] = link_out = at["store"][n] + stage.out_bytes / out_rate
+            left.append(link_out)
+            arrived = link_out + latency_seconds
+            if stage.update_seconds is not None:
+                at["work"][n] = max(memoryx, arrived)
+                updated[stage.layer] = at["worked"][n] = memoryx = at["work"][n] + stage.update_seconds
+    seconds = float(max(before, arrived, memoryx))
+    return Schedule(
+        stages, at["load"], at["loaded"], at["start"], at["end"], at["store"], at["stored"], at["work"], at["worked"], at["wait"], seconds
+    )
+
+
+# ---- what stalls -----------------------------------------------------------------------------------------------------
+def _to_hide(stages: Sequence[Stage], in_rate: float, out_rate: float | None) -> Times:
+    """Seconds on the link for which each stage needs the stage before it to compute; -inf of what hides behind nothing."""
+    found = np.full(len(stages), -np.inf)
+    for n in range(1, len(stages)):
+        if not stages[n].fenced:
+            leaving = n > 1 and stages[n].out_bytes and stages[n - 1].out_bytes
+            found[n] = max(stages[n].in_bytes / in_rate, stages[n - 2].out_bytes / (out_rate or in_rate) if leaving else 0.0)
+    return found
+
+
+def slack_seconds(stages: Sequence[Stage], in_bytes_per_second: float, out_bytes_per_second: float | None = None) -> Times:
+    """By how much each stage's load is hidden behind the stage before it, with double buffering: nothing stalls if none is negative.
+
+    The load of stage i takes place while stage i-1 computes. Meanwhile the gradient of stage i-2 leaves, which must be gone when that of
+    stage i is begun. Exact where every stage loads, and those that store follow one another. The first load is the fill, and hides behind
+    nothing: its slack is infinite, as is that of a stage that is fenced.
+    """
+    behind = np.array([0.0, *(stage.compute_seconds + stage.fixed_seconds for stage in stages[:-1])])[: len(stages)]
+    return behind - _to_hide(stages, in_bytes_per_second, out_bytes_per_second)
+
+
+def least_tokens(stages: Sequence[Stage], tokens: float, in_bytes_per_second: float, out_bytes_per_second: float | None = None) -> float:
+    """Tokens of a wafer's micro-batch from which no stage waits for the link, if `stages` are priced at `tokens` of them.
+
+    What a stage computes grows with the tokens, and bytes and software do not. So the tightest stage says it: tokens times what must be
+    hidden over what hides it. For equal layers of P weights of b bytes this is b F / 2 BW, whatever P. Infinite where a stage that computes
+    nothing is followed by one that loads; 0 where nothing is hidden.
+
+    Raises:
+      ValueError: tokens that are not positive.
+    """
+    if not (math.isfinite(tokens) and tokens > 0):
+        raise ValueError(f"tokens={tokens!r}: must be positive")
+    most = 0.0
+    for before, seconds in zip(stages, _to_hide(stages, in_bytes_per_second, out_bytes_per_second)[1:], strict=False):
+        needed = float(seconds) - before.fixed_seconds
+        if needed > 0:
+            most = max(most, needed / before.compute_seconds if before.compute_seconds else math.inf)
+    return tokens * most
+
+
+# ---- a training step, layer by layer ---------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer of a training step, one micro-batch of it: seconds of both passes and bytes of weights and gradient."""
+
+    name: str
+    forward_seconds: float
+    backward_seconds: float
+    weight_bytes: float
+    gradient_bytes: float
+    fixed_seconds: float = 0.0  # of software, before either pass
+    update_seconds: float = 0.0  # of the optimiser in MemoryX
+
+
+def layer_stages(layers: Sequence[Layer], *, micro_batches: int = 1, steps: int = 1, clipped: bool = True) -> list[Stage]:
+    """Training steps as stages: each micro-batch streams all weights forward, all of them back again, and sends a gradient of each layer.
+
+    Args:
+      micro_batches: of a step. Their gradients are added up in MemoryX; the last one's is followed by the update.
+      steps: one after the other.
+      clipped: by the global norm of all gradients: no update before the last gradient is there, and no load before the last update.
+        Else a layer is updated when its gradient is there, and loaded again when that is done.
+
+    Raises:
+      ValueError: counts below 1.
+    """
+    for name, count in (("micro_batches", micro_batches), ("steps", steps)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r}: must be a whole number of at least 1")
+    forward = [Stage(f"{one.name} forward", one.forward_seconds, one.weight_bytes, 0.0, one.fixed_seconds, one.name) for one in layers]
+    backward = [
+        Stage(f"{one.name} backward", one.backward_seconds, one.weight_bytes, one.gradient_bytes, one.fixed_seconds, one.name)
+        for one in reversed(layers)
+    ]
+    last = [dataclasses.replace(stage, update_seconds=one.update_seconds) for stage, one in zip(backward, reversed(layers), strict=True)]
+    update = math.fsum(one.update_seconds for one in layers)
+    boundary = Stage("boundary", 0.0, fenced=True, memoryx_seconds=update)
+    step = (forward + backward) * (micro_batches - 1) + forward + (backward if clipped else last)
+    return [*step, *([boundary] if clipped else [])] * steps
