@@ -59,6 +59,7 @@ from wsejax.hardware import (
     WSE2,
     WSE3,
     Cluster,
+    ClusterSpec,
     DefectMap,
     MemoryX,
     Remap,
@@ -68,6 +69,7 @@ from wsejax.hardware import (
     UnusableWaferError,
     Wafer,
     WaferSpec,
+    cluster_spec,
     remap,
     request_cpu_devices,
     static_routes,
@@ -77,11 +79,12 @@ from wsejax.kernels import pe
 from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
 
 __all__ = [
-    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "Comparison",
-    "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport", "LoadedFunction",
-    "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX", "System", "Timeline", "Traffic",
-    "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer", "WaferFunction", "WaferSpec", "Workload",
-    "attention", "audit", "check_hlo", "compare", "cost", "deploy", "fabric", "fits", "jit", "load_exported", "memory", "model_error",
-    "pe", "plot_breakdown", "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap",
-    "request_cpu_devices", "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
+    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "ClusterSpec",
+    "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport",
+    "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX", "System",
+    "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer", "WaferFunction",
+    "WaferSpec", "Workload", "attention", "audit", "check_hlo", "cluster_spec", "compare", "cost", "deploy", "fabric", "fits",
+    "jit", "load_exported", "memory", "model_error", "pe", "plot_breakdown", "plot_memory", "plot_timeline", "plot_traffic",
+    "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve", "static_routes", "system",
+    "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip
