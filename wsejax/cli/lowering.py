@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wsejax.cost import cost, memory, timeline
-from wsejax.cost.timeline import TRACKS
 from wsejax.report import audit_table, cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
 from wsejax.report.errors import TWO_MODELS
 from wsejax.report.pricing import verdict_text
@@ -105,7 +104,7 @@ class Trace(OnSystem):
         asked, lowered = self.lowered()
         run = timeline(lowered, machine, streamed=self.streamed, max_kernels=self.max_kernels)
         run.save(self.out)
-        busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in TRACKS}
+        busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in run.tracks}
         whole, errors = float(machine.seconds(run.cycles)), kernel_errors(cost(lowered, machine))
         said = errors_text(errors, bool(lowered.program.state_bytes))
         against = verdict_text("streamed" if self.streamed else "resident", memory(lowered, machine))
