@@ -48,6 +48,7 @@ class Context:
     strict: bool
     reduction: str = "chain"
     accumulate: str = "float32"
+    always_steady: bool = False  # on one tile, too: on a cluster, which may be several devices all the same
     numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
 
     def number(self, value: Value) -> int:
@@ -60,7 +61,7 @@ class Context:
     @property
     def steady(self) -> bool:
         """Whether bits could depend on the devices: a wafer of one tile has one device, and computes as plain JAX does."""
-        return math.prod(self.tiles.values()) > 1
+        return self.always_steady or math.prod(self.tiles.values()) > 1
 
     def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
         """Shape of a device's block."""
@@ -178,7 +179,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
 
 def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:
     """The calls of a step, the first with the op's work; of an op that needs no fabric, a local one. Loops' calls have theirs."""
-    if op.bodies:
+    if op.bodies or op.primitive is None:
         return list(step.calls)
     calls = list(step.calls) or [ctx.call("local", op.name, op, step.ins, step.outs)]
     work = work_of(op, step.ins, step.outs, ctx.reduction)

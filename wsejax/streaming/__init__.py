@@ -1,9 +1,6 @@
-"""How programs run that are larger than a wafer, or that several wafers share."""
+"""Weights from outside the wafer, and more wafers than one: how a cluster runs a program, and when."""
 
-from .schedule import Layer as Layer
-from .schedule import Schedule as Schedule
-from .schedule import Stage as Stage
-from .schedule import layer_stages as layer_stages
-from .schedule import least_tokens as least_tokens
-from .schedule import schedule as schedule
-from .schedule import slack_seconds as slack_seconds
+from wsejax.streaming.jit import ClusterFunction, jit
+from wsejax.streaming.schedule import Layer, Schedule, Stage, layer_stages, least_tokens, schedule, slack_seconds
+
+__all__ = ["ClusterFunction", "Layer", "Schedule", "Stage", "jit", "layer_stages", "least_tokens", "schedule", "slack_seconds"]
