@@ -195,6 +195,23 @@ def test_a_stage_without_weights_keeps_the_buffer_of_the_one_before():
     assert made.load_start[2] == 1.0 and made.load_start[3] == made.compute_end[1] == 7.0
 
 
+def test_a_layer_that_stores_piece_by_piece_has_one_buffer_of_gradients():
+    """The pieces leave as they are made; only the layer after the next waits for the last of them."""
+    layer = [Stage("w", 1.0, 1.0, 1.0), Stage("w, more", 1.0, 0.0, 1.0), Stage("w, still more", 1.0, 0.0, 7.0)]
+    made = schedule([*layer, *layer, *layer], 2.0)
+    assert made.parts()["stall"] == pytest.approx(made.wait[6]) and made.wait[6] > 0
+    assert made.compute_start[6] == pytest.approx(made.store_end[2])
+    slack = slack_seconds([*layer, *layer, *layer], 2.0)
+    assert np.isfinite(slack).tolist() == [False, False, False, True, False, False, True, False, False]
+    assert slack[6] == pytest.approx(3.0 - 4.5)
+
+
+def test_a_load_after_a_fence_hides_behind_nothing():
+    made = one(steps=2)
+    first = len(made.stages) // 2
+    assert made.fill_seconds == pytest.approx(made.wait[0] + made.wait[first]) and made.stall_seconds[first] == 0 < made.wait[first]
+
+
 def test_no_stages_take_no_time():
     made = schedule([], 1.0)
     assert made.seconds == 0 and made.stall_share == 0 and not any(made.parts().values())

@@ -20,6 +20,7 @@ from wsejax.hardware import SwarmX, System
 from wsejax.streaming import Schedule, Stage, least_tokens, schedule, slack_seconds
 
 MOST_STAGES = 200_000
+SMALL = 1 / 64  # of the largest load: what is smaller, such as the scales of a norm, comes with the weights before it
 OUTSIDE = ("stream", "memoryx")  # kinds of calls that no PE works on
 
 
@@ -183,11 +184,11 @@ def _items(calls: Sequence[Call], depth: int, source: str) -> list[_Item]:
 class _Maker:
     """Collects what happens until the next load."""
 
-    def __init__(self, seconds_of: Callable[[Call], float], layer_seconds: float) -> None:
-        self.seconds_of, self.layer_seconds = seconds_of, layer_seconds
+    def __init__(self, seconds_of: Callable[[Call], float], layer_seconds: float, small_bytes: float) -> None:
+        self.seconds_of, self.layer_seconds, self.small = seconds_of, layer_seconds, small_bytes
         self.done: list[Staged] = []
         self.memo: dict[int, float] = {}
-        self.owed = True  # the software's time of a pass: the next load's
+        self.owed = False  # the software's time of a pass: the next load's
         self.clear()
 
     def clear(self) -> None:
@@ -199,7 +200,8 @@ class _Maker:
     def close(self, fenced: bool = False) -> None:
         if self.in_bytes or self.out_bytes or self.pieces:
             compute = math.fsum(self.memo[id(p)] if id(p) in self.memo else self._priced(p) for p in self.pieces)
-            stage = Stage(", ".join(self.names) or "start", compute, self.in_bytes, self.out_bytes, self.fixed, fenced=fenced)
+            name = ", ".join(self.names) or (self.done[-1].stage.name if self.done else "start")
+            stage = Stage(name, compute, self.in_bytes, self.out_bytes, self.fixed, fenced=fenced)
             self.done.append(Staged(stage, tuple(self.pieces), self.source))
             if len(self.done) > MOST_STAGES:
                 raise ValueError(f"more than {MOST_STAGES:,} stages stream: price one step of the loop at {self.source}")
@@ -220,11 +222,14 @@ class _Maker:
                 self.close()
             self.pieces.append(thing)
         elif what == "load":
+            if thing.stream_bytes[0] < self.small and not self.owed:
+                self.in_bytes += thing.stream_bytes[0]
+                return
             if self.pieces or self.out_bytes:
                 self.close()
             self.names += [name for name in (_name(thing),) if name not in self.names]
             self.in_bytes += thing.stream_bytes[0]
-            if self.owed or not source:
+            if self.owed:
                 self.fixed, self.owed = self.layer_seconds, False
         elif what == "store":
             self.out_bytes += thing.stream_bytes[1]
@@ -249,7 +254,8 @@ def _staged(program: Program, seconds_of: Callable[[Call], float], layer_seconds
                 f"{call.kernel} at {call.source} is inside a loop of unknown length or a branch at {call.under[0].source}: when it "
                 "streams is known only when it runs; give while_trips"
             )
-    maker = _Maker(seconds_of, layer_seconds)
+    largest = max((c.stream_bytes[0] for c in program.calls), default=0)
+    maker = _Maker(seconds_of, layer_seconds, SMALL * largest)
     for item in _items(program.calls, 0, ""):
         maker.add(*item)
     maker.close()

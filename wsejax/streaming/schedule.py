@@ -8,6 +8,8 @@ stage i of those that load
     compute(i) starts when compute(i-1) and load(i) have ended and the buffer that its gradient needs is free: that of stage i-1-drain
     store(i)   starts when compute(i) and store(i-1) have ended
 
+Stages that load nothing go on with the weights of the stage before, and share its buffers.
+
 The MemoryX glossary of the vendor names one exception to the overlap, the boundary of a step: a layer's update needs all of its gradient,
 the next step's load of the layer needs the update, and where gradients are clipped by their global norm every update needs every gradient.
 All times are modelled seconds; who calls this prices the computing.
@@ -16,6 +18,7 @@ All times are modelled seconds; who calls this prices the computing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -83,18 +86,24 @@ class Schedule:
 
     @property
     def fill_seconds(self) -> float:
-        """Until the first load is there."""
-        return float(self.wait[:1].sum())
+        """Until the first load is there, of the run or after a fence: it can hide behind nothing."""
+        return math.fsum(self.wait[self._fills])
+
+    @functools.cached_property
+    def _fills(self) -> np.ndarray:
+        found = np.zeros(len(self.stages), bool)
+        found[[n for n, group in _groups(self.stages).items() if group.alone]] = True
+        return found
 
     @property
     def stall_seconds(self) -> Times:
         """Of each stage: the wafer waits for the link, though stages before it have run."""
-        counts = np.array([n > 0 and not stage.fenced for n, stage in enumerate(self.stages)], bool)
-        return np.where(counts, self.wait, 0.0)
+        fenced = np.array([stage.fenced for stage in self.stages], bool)
+        return np.where(fenced | self._fills, 0.0, self.wait)
 
     def parts(self) -> dict[str, float]:
         """Seconds by what the wafer does or waits for; they sum to `seconds`."""
-        fenced = np.array([n > 0 and stage.fenced for n, stage in enumerate(self.stages)], bool)
+        fenced = np.array([stage.fenced for stage in self.stages], bool)
         found = {
             "compute": math.fsum(s.compute_seconds for s in self.stages),
             "software": math.fsum(s.fixed_seconds for s in self.stages),
@@ -156,10 +165,11 @@ def schedule(
     stages = tuple(stages)
     at = {name: np.zeros(len(stages)) for name in ("load", "loaded", "start", "end", "store", "stored", "work", "worked", "wait")}
     link_in = link_out = before = arrived = memoryx = 0.0  # when each is free, the wafer is, and all that was stored is there
-    freed: list[float] = []  # when the buffer of each stage that loads is free
-    left: list[float] = []  # when the gradient of each stage that stores has left
+    freed: list[float] = []  # when the weights of each group are done with
+    left: list[float] = []  # when the gradients of each group that stores have left
     updated: dict[str, float] = {}
-    open_buffer = False  # the last stage that loaded still has its buffer
+    groups = _groups(stages)
+    last: _Group | None = None
     for n, stage in enumerate(stages):
         ready = 0.0
         if stage.fenced:
@@ -171,25 +181,25 @@ def schedule(
         there = ready
         if stage.in_bytes:
             begin = max(link_in, ready, updated.get(stage.layer, 0.0))
-            if not stage.fenced:
-                if open_buffer:
+            if n in groups:
+                if last is not None:
                     freed.append(before)
+                    left += [link_out] if last.out_bytes else []
                 if len(freed) > prefetch:
                     begin = max(begin, freed[len(freed) - 1 - prefetch])
-                open_buffer = True
+                last = groups[n]
             link_in = begin + stage.in_bytes / in_bytes_per_second
             at["load"][n], at["loaded"][n], there = begin, link_in, link_in + latency_seconds
         else:
             at["load"][n] = at["loaded"][n] = link_in
         start = max(before, there)
-        if stage.out_bytes and len(left) > drain:
+        if n in groups and groups[n].out_bytes and len(left) > drain:
             start = max(start, left[len(left) - 1 - drain])
         at["wait"][n], at["start"][n] = start - before, start
         at["end"][n] = before = start + stage.fixed_seconds + stage.compute_seconds
         at["store"][n] = at["stored"][n] = max(before, link_out)
         if stage.out_bytes:
             at["stored"][n] = link_out = at["store"][n] + stage.out_bytes / out_rate
-            left.append(link_out)
             arrived = link_out + latency_seconds
             if stage.update_seconds is not None:
                 at["work"][n] = max(memoryx, arrived)
@@ -200,14 +210,44 @@ def schedule(
     )
 
 
+@dataclasses.dataclass
+class _Group:
+    """A stage that loads, by its number, with those after it that go on with its weights."""
+
+    first: int
+    in_bytes: float
+    out_bytes: float = 0.0
+    compute_seconds: float = 0.0
+    fixed_seconds: float = 0.0
+    alone: bool = False  # its load can hide behind nothing: it is the first, or the first after a fence
+
+
+def _groups(stages: Sequence[Stage]) -> dict[int, _Group]:
+    """By the number of the stage that loads; stages before the first are in none."""
+    found: dict[int, _Group] = {}
+    now, alone = None, True
+    for n, stage in enumerate(stages):
+        alone = alone or stage.fenced
+        if stage.in_bytes and not stage.fenced:
+            now, alone = _Group(n, stage.in_bytes, alone=alone), False
+            found[n] = now
+        if now is not None:
+            now.out_bytes += stage.out_bytes
+            now.compute_seconds += stage.compute_seconds
+            now.fixed_seconds += stage.fixed_seconds
+    return found
+
+
 # ---- what stalls -----------------------------------------------------------------------------------------------------
-def _to_hide(stages: Sequence[Stage], in_rate: float, out_rate: float | None) -> Times:
-    """Seconds on the link for which each stage needs the stage before it to compute; -inf of what hides behind nothing."""
-    found = np.full(len(stages), -np.inf)
-    for n in range(1, len(stages)):
-        if not stages[n].fenced:
-            leaving = n > 1 and stages[n].out_bytes and stages[n - 1].out_bytes
-            found[n] = max(stages[n].in_bytes / in_rate, stages[n - 2].out_bytes / (out_rate or in_rate) if leaving else 0.0)
+def _to_hide(stages: Sequence[Stage], in_rate: float, out_rate: float | None) -> list[tuple[_Group, _Group, float]]:
+    """(a group, the one before, seconds on the link for which it needs the one before to compute), of all that can hide something."""
+    groups = list(_groups(stages).values())
+    found = []
+    for n in range(1, len(groups)):
+        now, before = groups[n], groups[n - 1]
+        if not now.alone:
+            leaving = n > 1 and now.out_bytes and before.out_bytes
+            found.append((now, before, max(now.in_bytes / in_rate, groups[n - 2].out_bytes / (out_rate or in_rate) if leaving else 0.0)))
     return found
 
 
@@ -216,10 +256,12 @@ def slack_seconds(stages: Sequence[Stage], in_bytes_per_second: float, out_bytes
 
     The load of stage i takes place while stage i-1 computes. Meanwhile the gradient of stage i-2 leaves, which must be gone when that of
     stage i is begun. Exact where every stage loads, and those that store follow one another. The first load is the fill, and hides behind
-    nothing: its slack is infinite, as is that of a stage that is fenced.
+    nothing: its slack is infinite, as is that of the first after a fence, and of stages that load nothing.
     """
-    behind = np.array([0.0, *(stage.compute_seconds + stage.fixed_seconds for stage in stages[:-1])])[: len(stages)]
-    return behind - _to_hide(stages, in_bytes_per_second, out_bytes_per_second)
+    found = np.full(len(stages), np.inf)
+    for now, before, seconds in _to_hide(stages, in_bytes_per_second, out_bytes_per_second):
+        found[now.first] = before.compute_seconds + before.fixed_seconds - seconds
+    return found
 
 
 def least_tokens(stages: Sequence[Stage], tokens: float, in_bytes_per_second: float, out_bytes_per_second: float | None = None) -> float:
@@ -235,8 +277,8 @@ def least_tokens(stages: Sequence[Stage], tokens: float, in_bytes_per_second: fl
     if not (math.isfinite(tokens) and tokens > 0):
         raise ValueError(f"tokens={tokens!r}: must be positive")
     most = 0.0
-    for before, seconds in zip(stages, _to_hide(stages, in_bytes_per_second, out_bytes_per_second)[1:], strict=False):
-        needed = float(seconds) - before.fixed_seconds
+    for _, before, seconds in _to_hide(stages, in_bytes_per_second, out_bytes_per_second):
+        needed = seconds - before.fixed_seconds
         if needed > 0:
             most = max(most, needed / before.compute_seconds if before.compute_seconds else math.inf)
     return tokens * most
