@@ -85,12 +85,16 @@ class Streamed:
         """Seconds by what the wafers do or wait for; they sum to `seconds`."""
         return {**self.schedule.parts(), "wait": self.wait_seconds}
 
-    def least_tokens(self, tokens: float) -> float:
-        """Tokens of a wafer's micro-batch from which the layers of its loops do not wait for the link, if the program has `tokens` of
-        them a wafer and micro-batch; computing grows with the tokens, and bytes and software do not. With double buffering."""
-        rate = float(self.system.io_bytes_per_second)
-        runs = [list(group) for looped, group in itertools.groupby(self.staged, key=lambda s: bool(s.source)) if looped]
-        return max((least_tokens([s.stage for s in stages], tokens, rate) for stages in runs), default=0.0)
+    def least_tokens(self, tokens: float) -> dict[str, float]:
+        """Tokens of a wafer's micro-batch from which nothing in a loop waits for the link, by the loop's line, if the program has `tokens`
+        of them a wafer and micro-batch: what a trip computes grows with the tokens, and its bytes and software do not. Between loops,
+        where one layer follows another kind, it may wait all the same. With double buffering."""
+        found: dict[str, float] = {}
+        for source, group in itertools.groupby(self.staged, key=lambda s: s.source):
+            if source:
+                least = least_tokens([s.stage for s in group], tokens, float(self.system.io_bytes_per_second))
+                found[source] = max(least, found.get(source, 0.0))
+        return found
 
     def slack(self) -> list[tuple[str, float]]:
         """Seconds by which each stage's load is hidden, in order; of equal ones that follow one another the least."""
