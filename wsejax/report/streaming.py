@@ -79,6 +79,7 @@ def plot_scaling(scalings: Sequence[Scaling], path: str | os.PathLike[str]) -> F
         raise ValueError("scalings is empty: price at least one number of systems")
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
+    ticks = sorted({1, *(row.systems for one in scalings for row in one.rows)})
     most = max(row.systems for one in scalings for row in one.rows)
     left.plot([1, most], [1, most], color=_LINEAR, linestyle="--", label="linear")
     for one, colour in zip(scalings, _COLOURS * len(scalings), strict=False):
@@ -91,9 +92,11 @@ def plot_scaling(scalings: Sequence[Scaling], path: str | os.PathLike[str]) -> F
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2 if axes is left else 10)
+        axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.set_xlabel(f"systems ({scalings[0].name})")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
+    left.set_yticks(ticks, [str(n) for n in ticks])
     left.set(ylabel="modelled speed-up", title="Speed-up")
     right.set(ylabel="tokens of a system's micro-batch", title="What streaming needs (modelled)")
     return _save(figure, path)
@@ -116,7 +119,9 @@ def plot_stall(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os
         axes.plot([row["tokens"] for row in rows], [100 * row["stall_share"] for row in rows], color=colour, label=label)
         axes.axvline(rows[0]["least_tokens"], color=colour, linestyle=":", linewidth=1)
         if rows[0].get("recipe"):
-            axes.plot([rows[0]["recipe"]], [0], "^", color=colour, markersize=9, clip_on=False, label=f"{label}: published recipe")
+            axes.plot([rows[0]["recipe"]], [0], "^", color=colour, markersize=9, clip_on=False)
+    if any(rows[0].get("recipe") for rows in sweeps.values()):
+        axes.plot([], [], "^", color=_LINEAR, markersize=9, label="published recipes, in the colour of their model")
     axes.set_xscale("log")
     axes.set(
         xlabel="tokens of a wafer's micro-batch (dotted: the modelled minimum)",
