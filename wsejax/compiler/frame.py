@@ -9,10 +9,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wsejax import fabric
 from wsejax.compiler.arguments import placed
+from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -31,6 +33,14 @@ class Frame:
         """Of the program's arguments, or of its results."""
         return [NamedSharding(self.mesh, PartitionSpec(*layout)) for layout in layouts]
 
+    def given_shardings(self, layouts: Sequence[Layout], results: bool = False) -> list[NamedSharding]:
+        """The same of the arrays as the caller has them."""
+        return self.shardings(layouts, results)
+
+    def check(self, compiled: Any) -> HloReport:
+        """The law of the machine, read from what was compiled. Raises FabricError."""
+        return check_hlo(compiled)
+
     def on_devices(self, run: Callable[..., tuple], ins: Sequence[tuple[int, Layout]], outs: Sequence[Layout]) -> Callable[..., tuple]:
         """`run`, a function of blocks, as one of whole arrays: its arguments are those of the given numbers."""
         specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
@@ -39,6 +49,10 @@ class Frame:
     def jit_options(self, outs: Sequence[Layout]) -> dict[str, Any]:
         """What `jax.jit` is told besides the shardings of the arguments."""
         return {}
+
+    def shapes(self, shapes: Sequence[jax.ShapeDtypeStruct], shardings: Sequence[NamedSharding]) -> Sequence[jax.ShapeDtypeStruct]:
+        """Of the arguments that the compiled program takes."""
+        return shapes
 
     def place(self, flat: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:
         """Arguments as the compiled program takes them.

@@ -205,8 +205,10 @@ class WaferFunction:
             except ValueError as error:
                 raise ValueError(f"in_shardings={self._in_shardings!r}: not a prefix of the positional arguments: {error}") from error
             found |= {n: s for n, (s,) in enumerate(given) if s is not None}
-        shape = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-        return tuple((n, sharding_layout(s, len(flat[n].shape), shape, f"layout of argument {n}")) for n, s in sorted(found.items()))
+        return tuple((n, self._pin(s, len(flat[n].shape), f"layout of argument {n}")) for n, s in sorted(found.items()))
+
+    def _pin(self, sharding: Any, ndim: int, what: str) -> Layout:
+        return sharding_layout(sharding, ndim, dict(zip(fabric.AXES, self.wafer.devices, strict=True)), what)
 
     def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int, pins) -> Lowered:
         start = time.perf_counter()

@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding
 from wsejax.compiler import walk
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import LOG, CacheInfo, Entry
-from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.check import HloReport
 from wsejax.compiler.export import Exported, export
 from wsejax.compiler.frame import Frame
 from wsejax.compiler.ir import Value
 from wsejax.compiler.layout import Layouts
+from wsejax.compiler.live import peak_bytes
 from wsejax.compiler.program import Array, Program
 from wsejax.compiler.work import weights_of
 from wsejax.hardware.wafer import Wafer
@@ -68,6 +69,11 @@ class Lowered:
         found = weights_of(self.plan.graph) if self._weights is None else [ins[n] for n in self._weights]
         return tuple(v for v in found if v in given_away) or tuple(found)
 
+    def device_bytes(self) -> int:
+        """The most device memory that one device needs at one time, in bytes, counted by the lives of the program's values (`live.py`);
+        what is streamed counts while it is on the wafer."""
+        return peak_bytes(self._jitted.trace(*self._frame.shapes(self._shapes, self._flat_in_shardings)).jaxpr, frozenset(self._given_away))
+
     @property
     def donated(self) -> tuple[int, ...]:
         """Numbers of the flat arguments that are given away."""
@@ -105,13 +111,13 @@ class Lowered:
     @property
     def in_shardings(self):
         """`NamedSharding` of every dynamic argument: a tuple like the arguments, or (tuple, dict) where there are keyword arguments."""
-        args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
+        args, kwargs = jax.tree.unflatten(self._in_tree, self._frame.given_shardings(self._layouts[0]))
         return (args, kwargs) if kwargs else args
 
     @property
     def out_shardings(self):
         """`NamedSharding` of every result, in the structure of the results."""
-        return jax.tree.unflatten(self._out_tree, self._frame.shardings(self._layouts[1], results=True))
+        return jax.tree.unflatten(self._out_tree, self._frame.given_shardings(self._layouts[1], results=True))
 
     def layouts(self) -> str:
         """The chosen layouts as text, with the reason for each split dimension: arguments, results, and what products and pins make."""
@@ -149,7 +155,7 @@ class Lowered:
 
     @functools.cached_property
     def _stage(self):
-        return self._jitted.lower(*self._shapes)
+        return self._jitted.lower(*self._frame.shapes(self._shapes, self._flat_in_shardings))
 
     def as_text(self) -> str:
         """The StableHLO text handed to XLA."""
@@ -158,7 +164,7 @@ class Lowered:
     def compile(self) -> Compiled:
         """Compile for the wafer's devices."""
         compiled = Compiled(self, *self._ready)
-        self._checked = self._checked or check_hlo(compiled)
+        self._checked = self._checked or self._frame.check(compiled)
         return compiled
 
     @functools.cached_property

@@ -48,7 +48,7 @@ class Context:
     strict: bool
     reduction: str = "chain"
     accumulate: str = "float32"
-    always_steady: bool = False  # on one tile, too: on a cluster, which may be several devices all the same
+    side_by_side: bool = False  # devices may work on the blocks of several wafers at once, and on how many must not show in the bits
     numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
 
     def number(self, value: Value) -> int:
@@ -61,7 +61,11 @@ class Context:
     @property
     def steady(self) -> bool:
         """Whether bits could depend on the devices: a wafer of one tile has one device, and computes as plain JAX does."""
-        return self.always_steady or math.prod(self.tiles.values()) > 1
+        return self.side_by_side or math.prod(self.tiles.values()) > 1
+
+    def steadies(self, layout: Layout) -> bool:
+        """Whether the bits of a result in this layout could."""
+        return self.side_by_side or (self.steady and any(layout))
 
     def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
         """Shape of a device's block."""

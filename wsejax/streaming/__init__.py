@@ -1,6 +1,11 @@
 """Weights from outside the wafer, and more wafers than one: how a cluster runs a program, and when."""
 
+from wsejax.streaming import partition_loops, partition_rules, partition_sums, swarm
 from wsejax.streaming.jit import ClusterFunction, jit
+from wsejax.streaming.partition import Partitioned, Share, partition
 from wsejax.streaming.schedule import Layer, Schedule, Stage, layer_stages, least_tokens, schedule, slack_seconds
 
-__all__ = ["ClusterFunction", "Layer", "Schedule", "Stage", "jit", "layer_stages", "least_tokens", "schedule", "slack_seconds"]
+__all__ = [
+    "ClusterFunction", "Layer", "Partitioned", "Schedule", "Share", "Stage", "jit", "layer_stages", "least_tokens", "partition",
+    "partition_loops", "partition_rules", "partition_sums", "schedule", "slack_seconds", "swarm",
+]  # fmt: skip

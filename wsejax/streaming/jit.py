@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from wsejax import compiler, fabric
 from wsejax.compiler import Lowered, WaferFunction, walk
 from wsejax.compiler.cache import CacheInfo
 from wsejax.compiler.jit import Traced, argument_numbers
 from wsejax.compiler.layout import Layouts, choose
+from wsejax.compiler.pin import as_layout
 from wsejax.compiler.work import weights_of
 from wsejax.hardware import Cluster, Wafer, system_of
 from wsejax.streaming.frame import ClusterFrame
 from wsejax.streaming.outside import place_outside
+from wsejax.streaming.partition import partition
 from wsejax.streaming.rules import PREFETCH
 
 EXECUTIONS = ("auto", "resident", "streamed")
@@ -109,22 +113,29 @@ class ClusterFunction(WaferFunction):
         weights = [n for n, v in enumerate(graph.ins) if v in set(weights_of(graph))]
         away = numbers if self._outside(traced, numbers, weights) else set()
         results = {o for i, o in pairs if i in away}
-        ins_away, outs_away = tuple(n in away for n in range(len(graph.ins))), tuple(n in results for n in range(len(graph.outs)))
-        frame = ClusterFrame(wafer, self.cluster, ins_away, outs_away)
+        same = [*traced.same, *(p for p in pairs if p not in traced.same)]
+        split = self._shared(traced, numbers, weights)
+        wafers = self.cluster.systems
+        parts = partition(graph, {graph.ins[n]: d for n, d in split.items()}, wafers, self.cluster.swarmx.arity, same)
+        shares = (parts.in_shares, parts.out_shares) if wafers > 1 else ((None,) * len(graph.ins), (None,) * len(graph.outs))
+        flags = lambda some, count: tuple(n in some for n in range(count))
+        frame = ClusterFrame(wafer, self.cluster, flags(away, len(graph.ins)), flags(results, len(graph.outs)), *shares)
+        local = parts.graph
+        layout = lambda lay: tuple(a[1] if isinstance(a, tuple) else a for a in lay)
+        shared_only = lambda lay: any(isinstance(a, tuple) for a in lay) and not any(layout(lay))
+        pins = {local.ins[n]: layout(lay) for n, lay in traced.pins if not shared_only(lay)}
 
         @functools.cache
         def planned() -> tuple[Layouts, walk.Plan]:
-            values = lambda pairs: [(graph.ins[i], graph.outs[o]) for i, o in pairs]
+            values = lambda pairs: [(local.ins[i], local.outs[o]) for i, o in pairs if shares[0][i] == shares[1][o]]
             tiles = dict(zip(fabric.AXES, wafer.tiles, strict=True))
             devices = dict(zip(fabric.AXES, wafer.devices, strict=True))
-            same = [*traced.same, *(p for p in pairs if p not in traced.same)]
-            layouts = choose(graph, tiles, values(same), values(traced.likely), {graph.ins[n]: lay for n, lay in traced.pins})
-            ctx = walk.Context(layouts, tiles, devices, self.strict, wafer.reduction, wafer.accumulate, always_steady=True)
-            program = graph
+            layouts = choose(local, tiles, values(same), values(traced.likely), pins)
+            ctx = walk.Context(layouts, tiles, devices, self.strict, wafer.reduction, wafer.accumulate, side_by_side=True)
+            program = local
             if away:
-                placed = place_outside(graph, layouts, frame.ins_away, frame.outs_away)
-                program, frame.whole = placed.graph, placed.whole
-                frame.outs_away = placed.outs
+                placed = place_outside(local, layouts, frame.ins_away, frame.outs_away)
+                program, frame.whole, frame.outs_away = placed.graph, placed.whole, placed.outs
             ahead = PREFETCH.set(self.cluster.memoryx.prefetch_layers if self.cluster.memoryx else 0)
             try:
                 return layouts, walk.plan(program, ctx)
@@ -135,6 +146,46 @@ class ClusterFunction(WaferFunction):
         info = CacheInfo("off", time.perf_counter() - traced.start, why=("programs of clusters are not kept",))
         trees = traced.in_tree, jax.tree.structure(traced.out)
         return Lowered(traced.name, frame, planned, traced.shapes, *trees, tuple(traced.given_away), None, info, _weights=tuple(weights))
+
+    def _pin(self, sharding: Any, ndim: int, what: str) -> Any:
+        """A layout in which the dimension that wafers share is ("wafer", its axis on the wafer or None)."""
+        if isinstance(sharding, NamedSharding):
+            if dict(sharding.mesh.shape) != dict(self.cluster.mesh.shape):
+                raise ValueError(f"{what}={sharding}: the mesh is {dict(self.cluster.mesh.shape)}; lay arguments out over cluster.mesh")
+            sharding = sharding.spec
+        if not isinstance(sharding, PartitionSpec):
+            raise ValueError(f"{what}={sharding!r}: give a NamedSharding over cluster.mesh, a PartitionSpec, or None")
+        entries = [entry if isinstance(entry, tuple) else (entry,) for entry in sharding]
+        shared = [d for d, entry in enumerate(entries) if "wafer" in entry]
+        if len(shared) > 1:
+            raise ValueError(f"{what}={sharding}: 'wafer' splits two dimensions; wafers share an array along one")
+        lay = as_layout(PartitionSpec(*(tuple(a for a in entry if a != "wafer") or None for entry in entries)), ndim, what)
+        return tuple(("wafer", a) if d in shared else a for d, a in enumerate(lay))
+
+    def _shared(self, traced: Traced, streamed: set[int], weights: Sequence[int]) -> dict[int, int]:
+        """Along which dimension the wafers share an argument: as it is pinned, or where nothing is, the leading one of those that are neither
+        streamed, nor donated, nor weights, and have the size that most elements have there.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.cluster.systems == 1:
+            return {}
+        ins = traced.graph.ins
+        if pinned := {n: d for n, lay in traced.pins for d, a in enumerate(lay) if isinstance(a, tuple)}:
+            return pinned
+        others = set(streamed) | set(traced.given_away) | set(weights)
+        sizes: dict[int, int] = {}
+        for n, v in enumerate(ins):
+            if n not in others and v.ndim and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended):
+                sizes[v.shape[0]] = sizes.get(v.shape[0], 0) + math.prod(v.shape)
+        if not sizes:
+            raise ValueError(
+                f"systems={self.cluster.systems}: {traced.name} has no argument that the wafers could share (all are streamed, donated, "
+                "weights or scalars): say which with in_shardings, such as in_shardings=(None, jax.P('wafer'))"
+            )
+        batch = max(sizes, key=lambda size: sizes[size])
+        return {n: 0 for n, v in enumerate(ins) if n not in others and v.ndim and v.shape[0] == batch}
 
     def _outside(self, traced: Traced, numbers: set[int], weights: Sequence[int]) -> bool:
         """Whether what is named lives outside; and whether MemoryX holds it.

@@ -48,7 +48,7 @@ def reduction(op: Op, ctx: Context) -> Step:
     late = len(axes) > 1 and 0 in axes and lay[0] is None
 
     def local(block, dims):
-        if rounds and ctx.steady and (any(lay) or late):
+        if rounds and (ctx.steadies(lay) or (ctx.steady and late)):
             first = tuple(d for d in dims if d) if late else dims
             block = tree_reduce(block, first, COMBINE[op.name], neutral)
             return tree_reduce(block, (0,), COMBINE[op.name], neutral) if late else block
