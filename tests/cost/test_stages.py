@@ -8,9 +8,11 @@ import json
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import wsejax as wse
+from models.decoder import abstract_train_step
 from tests.cost.streams import stream, streamed
 from tests.cost.test_model import SMALL, lower, train
 from wsejax.compiler import Call, Loop, Program, Unknown
@@ -82,10 +84,31 @@ def test_what_is_small_comes_with_the_weights_before_it():
 
 
 def test_a_sum_over_wafers_is_a_round_trip():
-    found = run_of(by_hand(work("1.0"), stream("swarm", (WEIGHT,)), work("2.0")), io_latency_seconds=0.125)
+    read = dataclasses.replace(WEIGHT, number=7)
+    reader = dataclasses.replace(work("2.0"), ins=(read,))
+    found = run_of(by_hand(work("1.0"), stream("swarm", (read,)), reader), io_latency_seconds=0.125)
     assert found.schedule.compute_start[-1] == pytest.approx(1.0 + 2 * (0.004 + 0.125))
     assert found.parts()["boundary"] == pytest.approx(2 * (0.004 + 0.125))
     assert (found.in_bytes, found.out_bytes) == (4000, 4000)
+
+
+def test_a_sum_that_is_stored_travels_once():
+    """To MemoryX, where the tree ends: the store says it all."""
+    loop = Loop("scan:7", 3, 1)
+    turned = dataclasses.replace(stream("store", (WEIGHT,), loop), source="swarm of weights:1")
+    both = run_of(by_hand(work("1.0", loop), stream("swarm", (WEIGHT,), loop), turned))
+    alone = run_of(by_hand(work("1.0", loop), turned))
+    assert (both.in_bytes, both.out_bytes) == (alone.in_bytes, alone.out_bytes) == (0, 12000)
+    assert both.seconds == alone.seconds
+
+
+def test_a_sum_that_nothing_reads_at_once_travels_beside_the_work():
+    """Gradients of resident weights: the optimiser after the loop waits, the layers do not."""
+    loop = Loop("scan:7", 4, 1)
+    found = run_of(by_hand(work("1.0", loop), stream("swarm", (WEIGHT,), loop), work("2.0")), io_latency_seconds=0.125)
+    assert found.parts()["stall"] == 0 and found.parts()["compute"] == 6.0
+    assert found.parts()["boundary"] == pytest.approx(2 * (0.004 + 0.125))
+    assert (found.in_bytes, found.out_bytes) == (16000, 16000)
 
 
 def test_a_pass_has_the_time_of_its_software_once():
@@ -171,6 +194,27 @@ def test_layers_stall_just_below_the_tokens_that_the_program_says():
     again = wse.cost(program(), calm.replace(io_bytes_per_second=at), streaming=BARE).streamed
     assert again is not None and again.least_tokens(256.0)[loop] == pytest.approx(256.0)
     assert min(slack for _, slack in found.slack()) < float("inf")
+
+
+def test_a_program_compiled_for_a_cluster_is_laid_out_as_it_says():
+    step, state = abstract_train_step(SMALL, optax.adamw(1e-3))
+    wafer = wse.Wafer(wse.WSE3, tiles=(4, 4), devices=(1, 1))
+    tokens = jax.ShapeDtypeStruct((8, 33), jnp.int32)
+    of = lambda n, **more: wse.jit(step, wse.Cluster(wafer, n), donate_argnums=0, **more).lower(state, tokens)
+    one, two = (of(n, streamed_argnums=0, execution="streamed").program for n in (1, 2))
+    assert (one.wafers, two.wafers) == (1, 2) and one.streams
+    runs = [wse.cost(p, CS3).streamed for p in (one, two)]
+    assert runs[0] is not None and runs[1] is not None
+    assert runs[1].out_bytes == pytest.approx(runs[0].out_bytes, rel=1e-3)  # added up on the way out, not once more
+    assert runs[1].in_bytes == pytest.approx(runs[0].in_bytes, rel=1e-3)
+    assert runs[1].parts()["compute"] < runs[0].parts()["compute"]  # half the batch each
+    assert runs[0].parts()["software"] == pytest.approx(2 * LAYERS * Streaming().layer_seconds)
+    layers = sum(w.size_bytes for w in one.weights if w.shape[0] == LAYERS)
+    assert runs[0].in_bytes >= 2 * layers and runs[0].out_bytes >= layers
+    resident = wse.cost(of(2), CS3)
+    assert resident.execution == "resident" and resident.streamed is not None and resident.streamed.schedule.memoryx_seconds == 0
+    gradients = sum(w.size_bytes for w in one.weights)
+    assert resident.streamed.in_bytes == resident.streamed.out_bytes == pytest.approx(gradients, rel=0.01)
 
 
 def test_energy_is_of_all_wafers():

@@ -26,7 +26,7 @@ def some_stages(draw: st.DrawFn) -> list[Stage]:
         found.append(
             Stage(
                 f"s{n}", draw(SECONDS), draw(BYTES), out, draw(SECONDS) / 10, draw(st.sampled_from("ab")),
-                draw(st.none() | SECONDS), fenced, draw(SECONDS) if fenced else 0.0,
+                draw(st.none() | SECONDS), fenced, draw(SECONDS) if fenced else 0.0, draw(BYTES),
             )
         )  # fmt: skip
     return found
@@ -44,8 +44,10 @@ def apart(starts: np.ndarray, ends: np.ndarray) -> bool:
 @given(stages=some_stages(), rate=RATES, out=RATES, prefetch=st.integers(0, 4), drain=st.integers(0, 3), latency=st.floats(0, 1))
 def test_nothing_overlaps_on_one_resource_and_nothing_computes_before_its_weights(stages, rate, out, prefetch, drain, latency):
     made = schedule(stages, rate, out, prefetch=prefetch, drain=drain, latency_seconds=latency)
-    for start, end in (("load", "load"), ("compute", "compute"), ("store", "store"), ("memoryx", "memoryx")):
-        assert apart(getattr(made, f"{start}_start"), getattr(made, f"{end}_end"))
+    for name in ("load", "compute", "store", "memoryx", "back"):
+        assert apart(getattr(made, f"{name}_start"), getattr(made, f"{name}_end"))
+    inward = [pair for n in range(len(stages)) for pair in ((made.load_start[n], made.load_end[n]), (made.back_start[n], made.back_end[n]))]
+    assert apart(*(np.array(side) for side in zip(*inward, strict=True)))
     for n, stage in enumerate(stages):
         assert made.load_end[n] - made.load_start[n] == pytest.approx(stage.in_bytes / rate, abs=1e-9)
         assert made.store_end[n] - made.store_start[n] == pytest.approx(stage.out_bytes / out, abs=1e-9)
@@ -62,7 +64,8 @@ def test_parts_sum_to_the_whole_which_is_no_less_than_any_resource(stages, rate,
     parts = made.parts()
     assert tuple(parts) == PARTS and min(parts.values()) >= -1e-9
     assert sum(parts.values()) == pytest.approx(made.seconds)
-    least = max(parts["compute"] + parts["software"], sum(s.in_bytes for s in stages) / rate, sum(s.out_bytes for s in stages) / out)
+    came = sum(s.in_bytes + s.back_bytes for s in stages)
+    least = max(parts["compute"] + parts["software"], came / rate, sum(s.out_bytes for s in stages) / out)
     assert made.seconds >= least - 1e-9
     assert made.seconds >= made.memoryx_seconds - 1e-9
 
@@ -186,6 +189,15 @@ def test_what_is_fenced_waits_for_all_that_was_stored():
     assert made.load_start[1] == pytest.approx(made_at + 2.0 + 0.5)
     assert made.compute_start[2] == pytest.approx(made_at + 2.0 + 0.5 + 2.0 + 0.5)
     assert made.parts()["boundary"] == pytest.approx(5.0)
+
+
+def test_what_comes_back_keeps_only_a_fence_waiting():
+    """Gradients of resident weights, added up over the wafers while the backward pass goes on."""
+    stages = [Stage(f"layer {n}", 1.0, 0.0, 1.0, back_bytes=1.0) for n in range(4)]
+    made = schedule([*stages, Stage("update", 1.0, fenced=True)], 2.0, latency_seconds=0.125)
+    assert made.compute_end[3] == 4.0 and made.parts()["stall"] == 0
+    assert made.compute_start[4] == pytest.approx(4.0 + 0.5 + 0.125 + 0.5 + 0.125)
+    assert made.load_seconds == pytest.approx(4 * 0.5)
 
 
 def test_a_stage_without_weights_keeps_the_buffer_of_the_one_before():

@@ -242,14 +242,15 @@ def cost(
         raise ValueError(f"execution={execution!r}: must be one of {', '.join(EXECUTIONS)}")
     if tokens is not None and not tokens >= 1:
         raise ValueError(f"tokens={tokens!r}: must be at least 1, or None")
-    streams = (program.program if isinstance(program, Lowered) else program).streams
-    if streams and execution == "resident":
+    plan = program.program if isinstance(program, Lowered) else program
+    streams, away = plan.streams, any(c.kernel in ("load", "store") for c in plan.of_kind("stream"))
+    if away and execution == "resident":
         raise ValueError("execution='resident': this program streams its weights; compile it without streamed_argnums to price it resident")
-    if streams:
-        execution = "streamed"
+    if streams:  # sums over wafers alone leave weights where they are
+        execution = "streamed" if away else "resident"
     elif execution == "auto" and isinstance(program, Lowered):
         execution = "resident" if memory(program, system).verdict == "resident" else "streamed"
-    program = program.program if isinstance(program, Lowered) else program
+    program = plan
     _checked_trips(program, while_trips)
     calls = [_settled(call, while_trips) for call in program.calls]
     memo: dict[Any, Price] = {}

@@ -136,7 +136,9 @@ def streamed_run(
     """
     by = Streaming() if streaming is None else streaming
     found = _staged(program, seconds_of, float(by.layer_seconds))
-    loads, stores = (sum(getattr(s.stage, f"{way}_bytes") for s in found) for way in ("in", "out"))
+    loads, stores = sum(s.stage.in_bytes + s.stage.back_bytes for s in found), sum(s.stage.out_bytes for s in found)
+    if any(s.stage.back_bytes for s in found):
+        found = _fenced_update(found)
     if any(c.kind == "stream" and c.kernel == "store" for c in program.calls):
         found.append(Staged(Stage("boundary", 0.0, fenced=True, memoryx_seconds=boundary_seconds(program, system, by))))
     wafers = program.wafers
@@ -151,6 +153,12 @@ def streamed_run(
     return Streamed(system, tuple(found), made, wafers, prefetch, wait, loads, stores)
 
 
+def _fenced_update(found: list[Staged]) -> list[Staged]:
+    """What follows the last sum over the wafers, the optimiser of weights that are held on them, waits for all sums."""
+    last = max(n for n, s in enumerate(found) if s.stage.back_bytes)
+    return [*found[: last + 1], Staged(Stage("sums over wafers", 0.0, fenced=True)), *found[last + 1 :]]
+
+
 def boundary_seconds(program: Program, system: System, by: Streaming) -> float:
     """Of a step: all weights cross the link each way `boundary_passes` times, as 32 bits each (`Streaming`)."""
     weights = sum(math.prod(a.shape) for a in program.weights)
@@ -161,20 +169,43 @@ def boundary_seconds(program: Program, system: System, by: Streaming) -> float:
 
 # ---- from calls to stages --------------------------------------------------------------------------------------------
 _PASS = "pass"  # a trip of a loop in which something streams begins
+_WAITS = "waits"  # a sum over the wafers that the work after it reads
+_STORED = "stored"  # a sum over the wafers on its way to MemoryX, which is where the tree ends: the store says it all
 _Item = tuple[str, Any, str]  # (what, a call, a piece or nothing, source of the innermost loop that is run trip by trip)
 
 
-def _items(calls: Sequence[Call], depth: int, source: str) -> list[_Item]:
-    """What happens in order, loops with streams run trip by trip."""
+def _sums(calls: Sequence[Call]) -> dict[int, str]:
+    """Of sums over the wafers, by the call's id: which are stored, and which are read by work in the same trip. The others are first needed
+    by work after the loop. A sum may be rearranged before it is stored, so a store of its size is its store (of its line, if any)."""
+    found: dict[int, str] = {}
+    stores = [c for c in calls if c.kind == "stream" and c.kernel == "store"]
+    for n, call in enumerate(calls):
+        if call.kind != "stream" or call.kernel != "swarm":
+            continue
+        where = lambda c: (c.loops, c.under, c.stream_bytes[1])
+        mine = [c for c in stores if where(c) == where(call)]
+        if (store := next((c for c in mine if c.source == call.source), next(iter(mine), None))) is not None:
+            stores.remove(store)
+            found[id(call)] = _STORED
+            continue
+        numbers = {a.number for a in call.outs} - {-1}
+        trip = itertools.takewhile(lambda c, call=call: c.loops[: len(call.loops)] == call.loops, calls[n + 1 :])
+        if any(c.kind not in OUTSIDE and numbers & {a.number for a in c.ins} for c in trip):
+            found[id(call)] = _WAITS
+    return found
+
+
+def _items(calls: Sequence[Call], depth: int, source: str, how: dict[int, str]) -> list[_Item]:
+    """What happens in order, loops with streams run trip by trip. `how` says which sums are waited for."""
     found: list[_Item] = []
     for loop, group in itertools.groupby(calls, key=lambda c: c.loops[depth] if len(c.loops) > depth else None):
         body = list(group)
         if loop is None:
             for streams, some in itertools.groupby(body, key=lambda c: c.kind == "stream"):
                 here = tuple(some)
-                found += [(c.kernel, c, source) for c in here] if streams else [("work", Piece(here, depth), source)]
+                found += [(how.get(id(c), c.kernel), c, source) for c in here] if streams else [("work", Piece(here, depth), source)]
         elif any(c.kind == "stream" for c in body):
-            trip = _items(body, depth + 1, loop.source)
+            trip = _items(body, depth + 1, loop.source, how)
             inner = any(len(c.loops) > depth + 1 and c.kind == "stream" for c in body)
             trip = trip if inner else [(_PASS, None, loop.source), *trip]
             if len(found) + len(trip) * loop.length > 10 * MOST_STAGES:
@@ -198,14 +229,14 @@ class _Maker:
     def clear(self) -> None:
         self.names: list[str] = []
         self.pieces: list[Piece] = []
-        self.in_bytes = self.out_bytes = self.fixed = 0.0
+        self.in_bytes = self.out_bytes = self.back_bytes = self.fixed = 0.0
         self.source = ""
 
     def close(self, fenced: bool = False) -> None:
         if self.in_bytes or self.out_bytes or self.pieces:
             compute = math.fsum(self.memo[id(p)] if id(p) in self.memo else self._priced(p) for p in self.pieces)
             name = ", ".join(self.names) or (self.done[-1].stage.name if self.done else "start")
-            stage = Stage(name, compute, self.in_bytes, self.out_bytes, self.fixed, fenced=fenced)
+            stage = Stage(name, compute, self.in_bytes, self.out_bytes, self.fixed, fenced=fenced, back_bytes=self.back_bytes)
             self.done.append(Staged(stage, tuple(self.pieces), self.source))
             if len(self.done) > MOST_STAGES:
                 raise ValueError(f"more than {MOST_STAGES:,} stages stream: price one step of the loop at {self.source}")
@@ -237,7 +268,11 @@ class _Maker:
                 self.fixed, self.owed = self.layer_seconds, False
         elif what == "store":
             self.out_bytes += thing.stream_bytes[1]
-        else:  # up the tree and back: a round trip that the wafer waits for
+        elif what == "swarm":
+            down, up = thing.stream_bytes
+            self.out_bytes += up
+            self.back_bytes += down
+        elif what == _WAITS:  # up the tree and back: a round trip that the wafer waits for
             down, up = thing.stream_bytes
             self.out_bytes += up
             self.close()
@@ -260,7 +295,7 @@ def _staged(program: Program, seconds_of: Callable[[Call], float], layer_seconds
             )
     largest = max((c.stream_bytes[0] for c in program.calls), default=0)
     maker = _Maker(seconds_of, layer_seconds, SMALL * largest)
-    for item in _items(program.calls, 0, ""):
+    for item in _items(program.calls, 0, "", _sums(program.calls)):
         maker.add(*item)
     maker.close()
     return maker.done

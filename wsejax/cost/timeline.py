@@ -151,6 +151,7 @@ def _stage_events(found: Streamed, priced: Callable[[Call], Price], max_kernels:
     for n, one in enumerate(found.staged):
         stage, start = one.stage, float(made.compute_start[n])
         add("I/O in", f"in: {stage.name}", float(made.load_start[n]), float(made.load_end[n]), one.source)
+        add("I/O in", f"sum over wafers: {stage.name}", float(made.back_start[n]), float(made.back_end[n]), one.source)
         add("I/O out", f"out: {stage.name}", float(made.store_start[n]), float(made.store_end[n]), one.source)
         add("MemoryX", f"update: {stage.name}", float(made.memoryx_start[n]), float(made.memoryx_end[n]), one.source)
         waits = "boundary" if stage.fenced and n else "stall"

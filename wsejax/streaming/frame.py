@@ -38,6 +38,10 @@ class ClusterFrame(Frame):
     whole: tuple[str, ...] = ()
 
     @property
+    def wafers(self) -> int:
+        return self.cluster.systems
+
+    @property
     def mesh(self) -> Mesh:
         return self.cluster.mesh
 

@@ -44,6 +44,7 @@ class Stage:
       fenced: nothing of it, and no later load, starts before all that was stored has arrived; it takes no buffer of weights. Loads
         come in order, so a value that the wafers have together, such as a sum over them, keeps later weights waiting, too.
       memoryx_seconds: that MemoryX then works before it starts; only of a stage that is fenced.
+      back_bytes: of what leaves, that comes back added up over the wafers. The link carries it beside the loads; only a fence waits for it.
     """
 
     name: str
@@ -55,9 +56,10 @@ class Stage:
     update_seconds: float | None = None
     fenced: bool = False
     memoryx_seconds: float = 0.0
+    back_bytes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("compute_seconds", "in_bytes", "out_bytes", "fixed_seconds", "update_seconds", "memoryx_seconds"):
+        for name in ("compute_seconds", "in_bytes", "out_bytes", "fixed_seconds", "update_seconds", "memoryx_seconds", "back_bytes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r}: of stage {self.name!r}, must be finite and not negative")
@@ -81,6 +83,8 @@ class Schedule:
     store_end: Times
     memoryx_start: Times
     memoryx_end: Times
+    back_start: Times
+    back_end: Times
     wait: Times
     seconds: float
 
@@ -121,7 +125,7 @@ class Schedule:
     @property
     def load_seconds(self) -> float:
         """That the link is busy inward."""
-        return float((self.load_end - self.load_start).sum())
+        return float((self.load_end - self.load_start).sum() + (self.back_end - self.back_start).sum())
 
     @property
     def store_seconds(self) -> float:
@@ -163,7 +167,8 @@ def schedule(
     if not (math.isfinite(latency_seconds) and latency_seconds >= 0):
         raise ValueError(f"latency_seconds={latency_seconds!r}: must be finite and not negative")
     stages = tuple(stages)
-    at = {name: np.zeros(len(stages)) for name in ("load", "loaded", "start", "end", "store", "stored", "work", "worked", "wait")}
+    names = ("load", "loaded", "start", "end", "store", "stored", "work", "worked", "back", "came", "wait")
+    at = {name: np.zeros(len(stages)) for name in names}
     link_in = link_out = before = arrived = memoryx = 0.0  # when each is free, the wafer is, and all that was stored is there
     freed: list[float] = []  # when the weights of each group are done with
     left: list[float] = []  # when the gradients of each group that stores have left
@@ -200,14 +205,16 @@ def schedule(
         at["store"][n] = at["stored"][n] = max(before, link_out)
         if stage.out_bytes:
             at["stored"][n] = link_out = at["store"][n] + stage.out_bytes / out_rate
-            arrived = link_out + latency_seconds
+            arrived = max(arrived, link_out + latency_seconds)
             if stage.update_seconds is not None:
                 at["work"][n] = max(memoryx, arrived)
                 updated[stage.layer] = at["worked"][n] = memoryx = at["work"][n] + stage.update_seconds
-    seconds = float(max(before, arrived, memoryx))
-    return Schedule(
-        stages, at["load"], at["loaded"], at["start"], at["end"], at["store"], at["stored"], at["work"], at["worked"], at["wait"], seconds
-    )
+        at["back"][n] = link_in
+        at["came"][n] = link_in = link_in + stage.back_bytes / in_bytes_per_second
+        if stage.back_bytes:  # a link that is free before the sum is made brings something else meanwhile, and the sum when it is there
+            arrived = max(arrived, link_out + latency_seconds + stage.back_bytes / in_bytes_per_second + latency_seconds)
+    seconds = float(max(before, arrived, memoryx, link_in))
+    return Schedule(stages, *(at[name] for name in names), seconds=seconds)
 
 
 @dataclasses.dataclass
