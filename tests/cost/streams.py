@@ -28,7 +28,7 @@ def streamed(program: Program, layers: int, wafers: int = 1) -> Program:
     calls = [stream("load", whole)]
     for n, (loop, group) in enumerate(groups):
         if n in over_layers and loop is not None:
-            calls += [stream("load", stacked, loop), *group]
+            calls += [dataclasses.replace(stream("load", stacked, loop), source=loop.source), *group]
             calls += [stream("store", stacked, loop)] if n == over_layers[-1] else []
         elif n > over_layers[-1]:
             optimiser = lambda c: "abstract_train_step.<locals>.step" in c.source

@@ -21,7 +21,7 @@ from wsejax.cost.stages import Streamed, boundary_seconds, streamed_run
 from wsejax.cost.training import Streaming
 from wsejax.hardware import CS3
 
-BARE = Streaming(layer_seconds=0.0, boundary_passes=0.0, wait_per_doubling=0.0)
+BARE = Streaming(layer_seconds=0.0, boundary_passes=0.0, program_boundary_passes=0.0, wait_per_doubling=0.0)
 WEIGHT = Array((1000,), "float32", (None,), 4000)
 LAYERS = SMALL.layers
 
@@ -112,18 +112,20 @@ def test_a_sum_that_nothing_reads_at_once_travels_beside_the_work():
 
 
 def test_a_pass_has_the_time_of_its_software_once():
-    """However often a trip loads: only the innermost loop with streams counts passes."""
+    """However often a trip loads: for the slice of its layer, which has the loop's line; what is the same in all trips is no layer."""
     outer, inner = Loop("steps:1", 2, 1), Loop("layers:2", 3, 2)
-    twice = [stream("load", (WEIGHT,), outer, inner), work("1.0", outer, inner)] * 2
+    load = dataclasses.replace(stream("load", (WEIGHT,), outer, inner), source="layers:2")
+    same = stream("load", (WEIGHT,), outer, inner)
+    twice = [load, work("1.0", outer, inner), same, work("1.0", outer, inner)]
     found = run_of(by_hand(stream("load", (WEIGHT,)), work("1.0"), *twice), BARE.replace(layer_seconds=0.125))
     assert len(found.staged) == 1 + 2 * 3 * 2
     assert found.parts()["software"] == pytest.approx(0.125 * 2 * 3)
 
 
-def test_the_boundary_is_the_one_of_whole_published_runs():
+def test_the_boundary_is_a_gradient_out_and_a_weight_in():
     by = Streaming()
     weights = sum(a.size_bytes // 4 for a in program().weights)
-    expected = 2 * by.boundary_passes * weights * by.weight_bytes / CS3.io_bytes_per_second
+    expected = 2 * by.program_boundary_passes * weights * by.weight_bytes / CS3.io_bytes_per_second
     assert boundary_seconds(program(), CS3, by) == pytest.approx(expected)
     cost = wse.cost(program(), CS3)
     assert cost.streamed is not None

@@ -70,7 +70,7 @@ class Cost(OnSystem):
         priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
         held = memory(lowered, machine)
         errors = kernel_errors(priced)
-        said = (*errors_text(errors, trains), *((TWO_MODELS,) if trains else ()))
+        said = (*errors_text(errors, trains, priced.error_group), *((TWO_MODELS,) if trains else ()))
         fits = not verdict_text(priced.execution, held)
         data = {
             "program": asked.title, **priced.to_dict(), "fits": fits, "errors": list(said), "model_errors": _as_data(errors),

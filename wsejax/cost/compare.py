@@ -263,7 +263,7 @@ def _program_row(work: Workload, one: Cost, rate: float, name: str) -> Row:
         name=name,
         plan=f"weights {one.execution}" + (", at least: a loop's length is not known" if one.most_cycles > one.price.cycles else ""),
         model="kernels",
-        error_group="whole programs" if work.gradient_bytes else None,
+        error_group=one.error_group if work.gradient_bytes else None,
         step_seconds=seconds,
         tokens_per_second=float(work.tokens) / seconds,
         mfu=one.mfu,

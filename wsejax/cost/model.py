@@ -21,7 +21,7 @@ from wsejax.compiler import Call, Loop, Lowered, Program, Unknown
 from wsejax.cost.errors import UnknownTripsError, model_error
 from wsejax.cost.memory import memory
 from wsejax.cost.path import critical_path
-from wsejax.cost.stages import OUTSIDE, Streamed, streamed_run
+from wsejax.cost.stages import OUTSIDE, Streamed, apart, streamed_run
 from wsejax.cost.training import Streaming
 from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price, most
@@ -152,8 +152,13 @@ class Cost:
         many = f"{self.wafers} x " if self.wafers > 1 else ""
         return (
             f"modelled step on {many}{self.system.name}, {self.execution}: {self.step_seconds:.4g} s{most}, {self.mfu:.1%} of the dense "
-            f"peak, {self.joules:.4g} J (whole training steps: {model_error('whole programs')})"
+            f"peak, {self.joules:.4g} J (whole training steps: {model_error(self.error_group)})"
         )
+
+    @property
+    def error_group(self) -> str:
+        """Of published points that whole training steps so priced were held against."""
+        return "whole programs" if self.streamed is None or self.execution == "resident" else "streamed programs"
 
     def by_kernel(self) -> dict[str, Price]:
         return _grouped(self.lines, lambda line: line.kernel)
@@ -248,6 +253,7 @@ def cost(
         raise ValueError("execution='resident': this program streams its weights; compile it without streamed_argnums to price it resident")
     if streams:  # sums over wafers alone leave weights where they are
         execution = "streamed" if away else "resident"
+        system = apart(system, streaming) if away else system
     elif execution == "auto" and isinstance(program, Lowered):
         execution = "resident" if memory(program, system).verdict == "resident" else "streamed"
     program = plan

@@ -17,6 +17,7 @@ from wsejax.compiler import Call, Program
 from wsejax.cost.errors import UnknownTripsError
 from wsejax.cost.training import Streaming
 from wsejax.hardware import SwarmX, System
+from wsejax.hardware.system import GEMM_SHARE
 from wsejax.streaming import Schedule, Stage, least_tokens, schedule, slack_seconds
 
 MOST_STAGES = 200_000
@@ -120,6 +121,17 @@ class Streamed:
         }
 
 
+def apart(system: System, streaming: Streaming | None = None) -> System:
+    """The system for kernels beside which software and the boundary of a step have a time of their own. `GEMM_SHARE` was fitted to runs
+    that streamed, as if all of their time were kernels; with the rest counted apart, products keep `matrix_share` of the lanes busy."""
+    by = Streaming() if streaming is None else streaming
+    generation = system.name.replace("CS", "WSE")
+    factor = by.matrix_share / GEMM_SHARE.get(generation, GEMM_SHARE["WSE-2"])
+    return system.replace(
+        gemm_fp16_fma_per_cycle=system.gemm_fp16_fma_per_cycle * factor, gemm_fp32_fma_per_cycle=system.gemm_fp32_fma_per_cycle * factor
+    )
+
+
 def streamed_run(
     program: Program, seconds_of: Callable[[Call], float], system: System, streaming: Streaming | None = None, prefetch: int = 1
 ) -> Streamed:
@@ -160,11 +172,11 @@ def _fenced_update(found: list[Staged]) -> list[Staged]:
 
 
 def boundary_seconds(program: Program, system: System, by: Streaming) -> float:
-    """Of a step: all weights cross the link each way `boundary_passes` times, as 32 bits each (`Streaming`)."""
+    """Of a step: all weights cross the link each way `program_boundary_passes` times, as 32 bits each (`Streaming`)."""
     weights = sum(math.prod(a.shape) for a in program.weights)
     if not weights:  # a program that does not say which are weights: what it stores, as often as it does
         weights = sum(math.prod(a.shape) * c.trips for c in program.calls if c.kernel == "store" and c.kind == "stream" for a in c.ins)
-    return float(2.0 * by.boundary_passes * weights * by.weight_bytes / system.io_bytes_per_second)
+    return float(2.0 * by.program_boundary_passes * weights * by.weight_bytes / system.io_bytes_per_second)
 
 
 # ---- from calls to stages --------------------------------------------------------------------------------------------
@@ -264,7 +276,7 @@ class _Maker:
                 self.close()
             self.names += [name for name in (_name(thing),) if name not in self.names]
             self.in_bytes += thing.stream_bytes[0]
-            if self.owed:
+            if self.owed and thing.source == source:  # a slice for this trip; what has a line of its own is the same in every trip
                 self.fixed, self.owed = self.layer_seconds, False
         elif what == "store":
             self.out_bytes += thing.stream_bytes[1]

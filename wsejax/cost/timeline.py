@@ -18,7 +18,7 @@ from typing import Any
 from wsejax.compiler import Call, Lowered, Program
 from wsejax.cost.errors import UnknownTripsError, model_error
 from wsejax.cost.model import price_of, stream_seconds
-from wsejax.cost.stages import OUTSIDE, Streamed, run, streamed_run
+from wsejax.cost.stages import OUTSIDE, Streamed, apart, run, streamed_run
 from wsejax.cost.training import Streaming
 from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price
@@ -75,7 +75,8 @@ class Timeline:
             }
             for e in self.events
         ]
-        other = {"modelled": True, "error": f"whole training steps: {model_error('whole programs')}", "kernels left out": self.left_out}
+        group = "whole programs" if self.streamed is None else "streamed programs"
+        other = {"modelled": True, "error": f"whole training steps: {model_error(group)}", "kernels left out": self.left_out}
         return {"displayTimeUnit": "ns", "traceEvents": names + events, "otherData": other}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -118,6 +119,8 @@ def timeline(
         raise UnknownTripsError(
             f"{unknown.kernel} is inside a loop of unknown length or a branch at {unknown.under[0].source}: no run to draw"
         )
+    if any(c.kernel in ("load", "store") for c in program.of_kind("stream")):
+        system = apart(system, streaming)
     memo: dict[Any, Price] = {}
     priced = lambda call: memo[call.work] if call.work in memo else memo.setdefault(call.work, price_of(call, system))
     left_out = max(0, sum(call.trips for call in calls) - max_kernels)
