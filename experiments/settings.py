@@ -14,6 +14,7 @@ import tyro
 
 import wsejax as wse
 from models.gpt import PRESETS, GPTConfig
+from wsejax.hardware import MEMORYX
 from wsejax.training.faults import Death
 
 
@@ -70,12 +71,13 @@ class WaferSettings:
     """JAX devices (rows, columns) that emulate the wafer; must divide the tiles. On CPU they are virtual. Never
     changes a result."""
 
-    def build(self) -> wse.Wafer | None:
-        """The wafer, or None where it is off. Raises ValueError or OSError for what cannot be built."""
+    def build(self, groups: int = 1) -> wse.Wafer | None:
+        """The wafer, or None where it is off; `groups` of its devices are asked for. Raises ValueError or OSError for what cannot be
+        built."""
         if self.off:
             return None
-        if min(self.devices) > 0:  # else Wafer says what is wrong with it
-            wse.request_cpu_devices(self.devices[0] * self.devices[1])
+        if min(*self.devices, groups) > 0:  # else Wafer or Cluster says what is wrong with it
+            wse.request_cpu_devices(groups * self.devices[0] * self.devices[1])
         spec = getattr(wse, self.preset).scaled(self.rows, self.cols)
         if self.defects_file is not None:
             defects = wse.DefectMap.load(self.defects_file)
@@ -87,6 +89,40 @@ class WaferSettings:
                 seed=self.defect_seed,
             )
         return wse.Wafer(spec, defects=defects, tiles=self.tiles, devices=self.devices)
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Several wafers, and the memory outside them."""
+
+    systems: int = 1
+    """Wafers that share each batch. Sums over them change rounding, nothing else."""
+    execution: Literal["auto", "resident", "streamed"] = "resident"
+    """Where the training state lives: on the wafers, or in MemoryX, from which it streams in layer by layer; auto: on the
+    wafers if they hold it. Never changes a result."""
+    memoryx: Literal["1.5TB", "12TB", "1.2PB"] = "12TB"
+    """Size of the MemoryX."""
+    prefetch_layers: int = 1
+    """Layers of weights on their way while one is worked on."""
+    arity: int = 4
+    """Wafers or nodes below a node of the tree that joins them (SwarmX)."""
+    groups: int = 1
+    """Groups of JAX devices that emulate the wafers, each of --wafer.devices; must divide the systems. Never changes a
+    result."""
+    instead_of: int | None = None
+    """The run was begun with this many systems and goes on with fewer: the same batches and, up to rounding, the same
+    losses."""
+
+    def build(self, wafer: wse.Wafer) -> wse.Wafer | wse.Cluster:
+        """The machine. Raises ValueError for what cannot be built."""
+        if self.systems == 1 and self.groups == 1 and self.execution == "resident" and self.instead_of is None:
+            return wafer
+        memoryx = dataclasses.replace(MEMORYX[self.memoryx], prefetch_layers=self.prefetch_layers)
+        return wse.Cluster(wafer, self.systems, memoryx, wse.SwarmX(self.arity), groups=self.groups)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a run's numbers."""
+        return {"systems": self.instead_of or self.systems, "arity": self.arity}
 
 
 @dataclass(frozen=True)
@@ -150,6 +186,10 @@ class Settings:
     """Seed of the parameters, the order of the text, dropout and the sample."""
     sample_bytes: int = 600
     """Length of the text sample written at the end."""
+    from_manifest: Annotated[Path | None, tyro.conf.arg(metavar="RUN/manifest.jsonl")] = None
+    """Do the run again that this manifest tells of, in another --out: every flag as it was there. Only what changes no number
+    may be given besides, such as --out, --keep, --wafer.devices, or --data where they lie now; data of other content are
+    refused."""
     model: ModelSettings = field(default_factory=ModelSettings)
     kill_pe: Annotated[tuple[tuple[int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL")] = ()
     """The PE at this physical row and column dies after this step; the run goes on without it, with the very same
@@ -159,6 +199,7 @@ class Settings:
     ] = ()
     """The link between these two neighbouring PEs dies after this step."""
     wafer: WaferSettings = field(default_factory=WaferSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
 
     def check(self) -> None:
@@ -175,6 +216,10 @@ class Settings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.cluster.systems > self.batch:
+            raise ValueError(f"--cluster.systems {self.cluster.systems}: more wafers than the {self.batch} sequences of a batch (--batch)")
+        if self.wafer.off and self.cluster != ClusterSettings():
+            raise ValueError("--wafer.off with --cluster flags: plain JAX on one device has no cluster; leave one of them out")
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
@@ -204,10 +249,14 @@ class Settings:
         number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:
             values["wafer"] = {"off": True}
+        if (cluster := self.cluster.identity()) == ClusterSettings().identity():
+            del values["cluster"]
+        else:
+            values["cluster"] = cluster
         return values

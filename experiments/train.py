@@ -1,7 +1,7 @@
 """Train a GPT on an emulated wafer: `python -m experiments.train --help`.
 
-The folder given by --out gets config.json, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt and
-checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
+The folder given by --out gets config.json, manifest.jsonl, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt
+and checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
 Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
 folder while the run goes): events.jsonl tells of it, and no loss changes.
 """
@@ -32,6 +32,7 @@ from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.interrupt import GracefulStop
+from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
     MetricsLog,
     RunDirectory,
@@ -52,6 +53,7 @@ from wsejax.training.state import (
 )
 
 from .recorder import DivergedError, Recorder, progress_bar
+from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
 
 PROMPT = b"def "
@@ -105,11 +107,15 @@ def prepare(settings: Settings) -> Run:
         f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
         available_bytes=available_host_bytes(),
     )
-    wafer = settings.wafer.build()
+    wafer = settings.wafer.build(settings.cluster.groups)
+    if wafer is not None:
+        settings.cluster.build(wafer)  # refuses what does not fit
     corpus = load_corpus(settings.data, context=config.context)
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
+    if settings.from_manifest is not None:
+        check_same_run(settings.from_manifest, identity, corpus)
     deaths = settings.deaths(wafer)
     if check_run_directory(settings.out, identity) and wafer is not None:
         past = history(settings.out)
@@ -138,18 +144,19 @@ class Machine:
     audit: str
 
 
+def train_step(run: Run) -> Callable[..., Any]:
+    """One step of the run, as a pure function of state and batch."""
+    rate = run.settings.optimiser.schedule(run.settings.steps)
+    return make_train_step(run.loss, run.tx, learning_rate=rate, stochastic=run.config.dropout > 0)
+
+
 def on_machine(run: Run, *, compiled: bool = False) -> Machine:
     """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off. On a wafer `compiled`
     compiles at once instead of at the first call.
 
     Raises wse.UnsupportedOpError for an operation that the wafer has no rule for.
     """
-    step = make_train_step(
-        run.loss,
-        run.tx,
-        learning_rate=run.settings.optimiser.schedule(run.settings.steps),
-        stochastic=run.config.dropout > 0,
-    )
+    step = train_step(run)
     if run.wafer is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return Machine(
@@ -159,7 +166,9 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
             device,
             "plain jax.jit on one device: nothing ran on a wafer",
         )
-    on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
+    target, execution = run.settings.cluster.build(run.wafer), run.settings.cluster.execution
+    streamed: dict[str, Any] = {} if target is run.wafer else {"streamed_argnums": 0, "execution": execution}
+    on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.loss, target, **streamed)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
     lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
     machine = Machine(on_wafer, evaluate, lowered.in_shardings[0], lowered_evaluate.in_shardings[0], str(lowered.audit()))
@@ -194,14 +203,16 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
     batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
+    program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
+    manifest = Provenance(directory.path, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, directory.path)
 
     with (
-        Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say) as checkpoints,
+        Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
         GracefulStop(say) as stop,
         ExitStack() as stack,
     ):
-        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings))
+        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings), manifest.differs)
         if restored is None:
             state, start = jax.device_put(run.initial_state(), machine.state_shardings), 0
         else:
@@ -210,6 +221,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
             console.print(f"going on from the checkpoint of step {start}")
         watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
         log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
+        manifest.started(start)
         progress = stack.enter_context(progress_bar(console))
         recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
         step = saved = start
@@ -225,6 +237,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
                         f"{error}. Nothing is lost: the same command without this death goes on after step {step}"
                     ) from error
                 watch.record(event)
+                manifest.fault(event, run.wafer)
                 say(str(event))
                 describe(run, machine, directory.path)
                 recorder.restart_clock()
@@ -238,6 +251,8 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
                 saved = save(checkpoints, recorder, step, state, batches)
         if step > saved:
             save(checkpoints, recorder, step, state, batches)
+    if step == settings.steps:
+        manifest.end(step, state.params)
     return state, log, step == settings.steps
 
 
@@ -299,9 +314,11 @@ def _this_python() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
-    settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
-    console = Console()
+    read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
+    settings, console = read_flags(), Console()
     try:
+        if settings.from_manifest is not None:  # then its settings are what stands where no flag does
+            settings = read_flags(default=settings_of(settings.from_manifest))
         run = prepare(settings)
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"

@@ -37,7 +37,7 @@ def assert_same_bits(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_streamed_is_resident(name: str) -> None:
     _, state, metrics, _ = run(name, cluster(), "resident")
-    fun, streamed_state, streamed_metrics, arrays = run(name, cluster(), "streamed")
+    _, streamed_state, streamed_metrics, arrays = run(name, cluster(), "streamed")
     assert_same_bits((state, metrics), (streamed_state, streamed_metrics))
     if name != "forward":
         kinds = {x.sharding.memory_kind for x in jax.tree.leaves(arrays) if x.ndim}

@@ -1,7 +1,9 @@
 """The tree that joins wafers (SwarmX), and how wafers share an array.
 
 The device mesh has the axes ("wafer", "y", "x"): G groups of devices along "wafer", each of which emulates `lanes` = N / G wafers side by
-side (`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. Wafer group * lanes + lane; data moves by
+side (`jax.vmap` over a leading lane axis). What is the same on all wafers has no lane axis. A lane's wafer is
+group * lanes + lane. Data move by `ppermute` along "wafer" only, between devices in the same place of two groups that an edge of the tree
+joins.
 
 The tree (glossary pages of MemoryX and SwarmX: nodes of 1:4): leaves are the wafers in order, a node of level k stands over arity**k of
 them, and lives where the first of them does. A node adds up its children from first to last, so the association of a sum depends on the
@@ -63,7 +65,8 @@ def deal(x: Any, dim: int, wafers: int, multiple: int = 1) -> Any:
         take = jnp.take if isinstance(x, jax.Array) else np.take
         x = take(x, places.reshape(-1), axis=dim)
         x = x.reshape(*x.shape[:dim], *places.shape, *x.shape[dim + 1 :])
-    return (jnp if isinstance(x, jax.Array) else np).moveaxis(x, dim, 0)
+    numbers: Any = jnp if isinstance(x, jax.Array) else np
+    return numbers.moveaxis(x, dim, 0)
 
 
 def collect(shares: Any, dim: int, size: int, multiple: int = 1) -> Any:
