@@ -70,6 +70,20 @@ def test_a_state_that_is_too_large_says_which_memory_would_do(capsys):
     assert asked(capsys, "fit", *sizes)[1]["outside_capacity"] == 12e12
 
 
+def test_a_program_streams_through_so_many_systems(capsys, tmp_path):
+    """`cost` and `trace` of a cluster: the stages that the program says, with their parts."""
+    text, data = asked(capsys, "cost", "tiny", "--batch", "8", "--systems", "4")
+    assert data["execution"] == "streamed" and data["wafers"] == 4 and data["streaming"]["wafers"] == 4
+    assert sum(data["streaming"]["parts_seconds"].values()) == pytest.approx(data["step_seconds"])
+    assert "4 x CS-3, streamed" in text and "modelled stages" in text
+    trace = tmp_path / "t.json"
+    text, data = asked(capsys, "trace", "tiny", "--batch", "8", "--systems", "4", "--out", str(trace))
+    assert {"I/O in", "I/O out", "MemoryX", "stall"} <= set(data["busy_seconds"]) and "MemoryX" in text
+    assert {e["cat"] for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"} >= {"kernels", "I/O in", "I/O out"}
+    assert "systems=-1" in refused(capsys, "cost", "tiny", "--systems", "-1")
+    assert "batch" in refused(capsys, "cost", "tiny", "--batch", "2", "--systems", "4")
+
+
 def test_specs_list_the_clusters_of_a_generation(capsys):
     text, data = asked(capsys, "specs", "wse2")
     assert set(data["clusters"]) == {"cs2", "andromeda", "cg1"} and data["clusters"]["cg1"]["marketing_cores"] == 54_400_000
