@@ -76,15 +76,15 @@ from wsejax.hardware import (
 )
 from wsejax.kernels import pe
 from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
-from wsejax.streaming import jit
+from wsejax.streaming import create_state, jit, open_state
 
 __all__ = [
     "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "ClusterSpec",
     "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport",
     "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX", "System",
     "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer", "WaferFunction",
-    "WaferSpec", "Workload", "attention", "audit", "check_hlo", "cluster_spec", "compare", "cost", "deploy", "fabric", "fits",
-    "jit", "load_exported", "memory", "model_error", "pe", "plot_breakdown", "plot_memory", "plot_timeline", "plot_traffic",
-    "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve", "static_routes", "system",
-    "timeline", "traffic", "validate", "wafer_map", "with_layout",
+    "WaferSpec", "Workload", "attention", "audit", "check_hlo", "cluster_spec", "compare", "cost", "create_state", "deploy",
+    "fabric", "fits", "jit", "load_exported", "memory", "model_error", "open_state", "pe", "plot_breakdown", "plot_memory",
+    "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve",
+    "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip

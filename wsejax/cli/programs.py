@@ -79,7 +79,7 @@ class ProgramArguments:
         """
         asked = self.asked()
         wafer = Wafer(WSE3, tiles=self.tiles, devices=(1, 1))
-        options = dict(donate_argnums=asked.donated, strict=not self.loose, cache=False)
+        options: dict[str, Any] = dict(donate_argnums=asked.donated, strict=not self.loose, cache=False)
         if systems:
             away = asked.donated if ":" in self.program else (0,)
             wafer, options = Cluster(wafer, systems), options | dict(streamed_argnums=away, execution="streamed")
