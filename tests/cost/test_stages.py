@@ -253,3 +253,11 @@ def test_bad_input_is_named():
     loop = Loop("steps:4", 10**7, 1)
     with pytest.raises(ValueError, match="steps:4 streams 10000000 times"):
         wse.cost(by_hand(stream("load", (WEIGHT,), loop), work("1.0", loop)), CS3)
+
+
+def test_a_memory_that_is_too_small_names_the_preset_that_would_do():
+    step, state = abstract_train_step(SMALL, optax.adamw(1e-3))
+    cluster = wse.Cluster(wse.Wafer(wse.WSE3, tiles=(4, 4), devices=(1, 1)), 1, wse.MemoryX(1e3, name="a thimble"))
+    made = wse.jit(step, cluster, streamed_argnums=0, execution="streamed")
+    with pytest.raises(ValueError, match=r"a thimble holds 1,000 bytes.*MemoryX 1\.5 TB is the smallest preset that would do"):
+        made.lower(state, jax.ShapeDtypeStruct((8, 33), jnp.int32))
