@@ -49,6 +49,7 @@ def fitted(settings: Settings) -> dict[str, Any]:
         }
     if settings.points is None:
         out["whole programs"] = published_steps.errors()
+        out["streamed programs"] = published_steps.streamed_errors()
     return out
 
 

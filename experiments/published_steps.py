@@ -1,10 +1,16 @@
 """Whole training steps, lowered from shapes and priced product by product, against the runs that ALCF published (user guides of its AI
-testbed, 2023 to 2025). One constant of each generation is fitted: what share of its lanes products keep busy (`GEMM_SHARE`)."""
+testbed, 2023 to 2025).
+
+Twice: as kernels alone, with one constant of each generation, what share of its lanes products keep busy (`GEMM_SHARE`); and compiled for a
+cluster, so that the program says what streams and the software of each layer and the boundary of each step are counted apart, with one
+constant of both generations (`Streaming.matrix_share`). `python -m experiments.published_steps` prints both beside what was published.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +23,10 @@ import scipy.optimize
 import wsejax as wse
 from models.decoder import DecoderConfig, abstract_train_step
 from models.presets import find
+from wsejax.cost.training import Streaming
+from wsejax.report import Sheet
+
+from .entry import console
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,24 @@ def lowered(id: str) -> wse.Lowered:
     return wse.jit(step, wafer, donate_argnums=0).lower(state, jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32))
 
 
+@functools.cache
+def streamed(id: str) -> wse.Lowered:
+    """The same step with its state in MemoryX."""
+    run = RUNS[id]
+    dims = find(run.model)
+    config = DecoderConfig.of({**dims, "context": max(run.seq_len, dims["context"])}, dtype=jnp.bfloat16)
+    step, state = abstract_train_step(config, optax.adamw(1e-4))
+    cluster = wse.Cluster(wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1)))
+    tokens = jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32)
+    return wse.jit(step, cluster, donate_argnums=0, streamed_argnums=0, execution="streamed").lower(state, tokens)
+
+
+def modelled_streamed(id: str, share: float | None = None) -> float:
+    """Samples a second of the step that streams; with `share`, of products that keep that share of the nominal lanes busy."""
+    by = Streaming() if share is None else Streaming(matrix_share=share)
+    return RUNS[id].batch / wse.cost(streamed(id), RUNS[id].system, streaming=by).step_seconds
+
+
 def modelled(id: str, share: float | None = None) -> float:
     """Samples a second; with `share`, of a system whose products keep that share of the nominal lanes busy."""
     run = RUNS[id]
@@ -63,9 +91,9 @@ def modelled(id: str, share: float | None = None) -> float:
     return run.batch / wse.cost(lowered(id), system, execution="streamed").step_seconds
 
 
-def fitted_share(ids: list[str]) -> float:
-    """That with the least squares of log(modelled / published) over some runs of one generation."""
-    miss = lambda share: sum(math.log(modelled(id, share) / RUNS[id].samples_per_second) ** 2 for id in ids)
+def fitted_share(ids: list[str], model: Callable[[str, float], float] = modelled) -> float:
+    """That with the least squares of log(modelled / published) over some runs."""
+    miss = lambda share: sum(math.log(model(id, share) / RUNS[id].samples_per_second) ** 2 for id in ids)
     found: Any = scipy.optimize.minimize_scalar(miss, bounds=(0.05, 1.0), method="bounded", options={"xatol": 1e-4})
     return float(found.x)
 
@@ -78,9 +106,21 @@ def errors() -> dict[str, Any]:
     error = lambda id, share: abs(modelled(id, share) / RUNS[id].samples_per_second - 1.0)
     inside = [error(id, shares[name]) for name, ids in of.items() for id in ids]
     held_out = [error(id, fitted_share([other for other in ids if other != id])) for ids in of.values() for id in ids]
+    return _record({f"{name} gemm share": share for name, share in shares.items()}, inside, held_out)
+
+
+def streamed_errors() -> dict[str, Any]:
+    """The same of steps that stream, with one share for both generations, and errors with that of the other runs."""
+    share = fitted_share(list(RUNS), modelled_streamed)
+    error = lambda id, share: abs(modelled_streamed(id, share) / RUNS[id].samples_per_second - 1.0)
+    held_out = [error(id, fitted_share([other for other in RUNS if other != id], modelled_streamed)) for id in RUNS]
+    return _record({"matrix share": share}, [error(id, share) for id in RUNS], held_out)
+
+
+def _record(constants: dict[str, float], inside: list[float], held_out: list[float]) -> dict[str, Any]:
     rounded = lambda values, q: round(float(np.quantile(values, q)), 5)
     return {
-        "constants": {f"{name} gemm share": round(share, 4) for name, share in shares.items()},
+        "constants": {name: round(value, 4) for name, value in constants.items()},
         "folds": [],
         "ids": list(RUNS),
         "points": len(RUNS),
@@ -89,3 +129,27 @@ def errors() -> dict[str, Any]:
         "held_out_median": rounded(held_out, 0.5),
         "held_out_p90": rounded(held_out, 0.9),
     }
+
+
+def main() -> None:
+    rows = []
+    for id, run in RUNS.items():
+        parts = wse.cost(streamed(id), run.system).streamed
+        assert parts is not None
+        off = lambda value, run=run: f"{value:,.2f} ({value / run.samples_per_second - 1:+.1%})"
+        found = {name: f"{seconds:.3g}" for name, seconds in parts.parts().items()}
+        rows.append(
+            (
+                id, f"{run.samples_per_second:,.2f}", off(modelled(id)), off(modelled_streamed(id)), found["compute"], found["software"],
+                found["boundary"], found["stall"],
+            )
+        )  # fmt: skip
+    columns = ("run", "samples/s", "kernels alone", "streamed", "compute (s)", "software", "boundary", "stall")
+    show = console()
+    show.print(Sheet(columns, rows, title="published runs, modelled with the constants that ship", fold={"run": 20}))
+    for name, record in (("kernels alone", errors()), ("streamed", streamed_errors())):
+        show.print(f"{name}: {record['constants']}, median error {record['median']:.1%}, held out {record['held_out_median']:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,8 @@ ERRORS = {
     "LLM decode on CS-3": ["LLM decode on WSE-3"],
     "training throughput, from dimensions": ["training throughput"],
     "training throughput, by `wse.cost` of the whole program": ["whole programs"],
+    "the same, compiled for a cluster, weights streamed": ["streamed programs"],
+    "training on 4 to 16 systems against one": ["training scaling"],
     "GPU all-reduce": ["GPU all-reduce"],
 }
 

@@ -107,6 +107,7 @@ def test_what_is_short_is_named_with_its_size():
     assert any(note.startswith("too large: keys and values (on the wafer), by ") for note in fit.notes)
     small = fits(llm("llama-3.1-8b"), CS3, "train", outside_bytes=100e9, tokens=32768)
     assert small.short["optimizer (outside)"] == pytest.approx(16 * llm("llama-3.1-8b").parameters - 100e9)
+    assert any("the smallest that would do is MemoryX 1.5 TB" in note for note in small.notes)
 
 
 @given(tokens=st.integers(1, 200_000))

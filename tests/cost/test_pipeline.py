@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import presets
 from wsejax.cost.llm import LLM
 from wsejax.cost.pipeline import Deployment, deploy, head_slots, kv_bytes_per_row_pe, kv_capacity_tokens, layer_bytes_per_pe
-from wsejax.hardware import CS3
+from wsejax.hardware import CS3, cluster_spec
 
 LLAMA = LLM.from_dict(presets.find("llama-3.1-8b"))
 LARGE = LLM.from_dict(presets.find("llama-3.1-70b"))
@@ -115,3 +115,18 @@ def test_what_does_not_fit_is_named_with_its_size():
         deploy(CS3, LLAMA, batch=0)
     with pytest.raises(ValueError, match="tokens=0"):
         Deployment(CS3, LLAMA, 1, 1, 1).prefill_seconds(0, 64)
+
+
+# ---- on clusters -----------------------------------------------------------------------------------------------------
+def test_a_cluster_is_so_many_systems():
+    assert deploy("cg3", LLAMA) == deploy(CS3, LLAMA) == deploy(cluster_spec("16xcs3"), LLAMA)
+    assert deploy("alcf", LLAMA, wafers=4) == deploy(CS3, LLAMA, wafers=4)
+
+
+def test_more_stages_than_systems_are_named_with_both():
+    with pytest.raises(ValueError, match="wafers=5: a pipeline over 5 wafers needs as many systems, and alcf has 4 CS-3"):
+        deploy("alcf", LARGE, wafers=5)
+    with pytest.raises(ValueError, match=r"llama-3\.1-70b on 4 CS-3: does not fit"):
+        deploy("alcf", LARGE)
+    with pytest.raises(ValueError, match="cluster='cg9': unknown"):
+        deploy("cg9", LARGE)

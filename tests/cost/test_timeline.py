@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import wsejax as wse
-from tests.cost.test_model import lower, train
+from tests.cost.streams import streamed
+from tests.cost.test_model import SMALL, lower, train
 
 
 def test_kernels_follow_one_another_and_take_what_they_cost() -> None:
@@ -70,3 +71,42 @@ def test_an_unknown_length_has_no_run() -> None:
         wse.timeline(lowered)
     with pytest.raises(ValueError, match="max_kernels=0"):
         wse.timeline(lowered, max_kernels=0)
+
+
+# ---- a program that says what streams --------------------------------------------------------------------------------
+def test_streams_are_laid_out_beside_the_kernels_that_use_them(tmp_path) -> None:
+    program = streamed(train().program, SMALL.layers, wafers=4)
+    system = wse.CS3.replace(io_bytes_per_second=2e9)
+    line, cost = wse.timeline(program, system), wse.cost(program, system)
+    assert line.streamed is not None and line.left_out == 0
+    assert line.cycles == pytest.approx(cost.step_seconds * system.clock_hz)
+    busy = {track: sum(e.cycles for e in line.events if e.track == track) for track in line.tracks}
+    parts = {name: seconds * system.clock_hz for name, seconds in line.streamed.parts().items()}
+    assert busy["kernels"] == pytest.approx(cost.price.cycles) == pytest.approx(parts["compute"])
+    assert busy["stall"] == pytest.approx(parts["stall"] + parts["fill"])
+    assert busy["boundary"] == pytest.approx(parts["boundary"] + parts["drain"] + parts["wait"])
+    assert busy["software"] == pytest.approx(parts["software"])
+    assert busy["I/O in"] == pytest.approx(program.stream_bytes[0] / 2e9 * system.clock_hz)
+    assert busy["I/O out"] == pytest.approx(program.stream_bytes[1] / 2e9 * system.clock_hz)
+    assert busy["MemoryX"] == pytest.approx(line.streamed.schedule.memoryx_seconds * system.clock_hz)
+    for track in ("kernels", "I/O in", "I/O out", "MemoryX", "stall", "boundary", "software"):
+        events = sorted((e for e in line.events if e.track == track), key=lambda e: e.start_cycles)
+        assert all(a.start_cycles + a.cycles <= b.start_cycles * (1 + 1e-9) + 1e-3 for a, b in itertools.pairwise(events)), track
+    assert max(e.start_cycles + e.cycles for e in line.events) <= line.cycles * (1 + 1e-9)
+    line.save(tmp_path / "trace.json")
+    data = json.loads((tmp_path / "trace.json").read_text())
+    assert {e["cat"] for e in data["traceEvents"] if e["ph"] == "X"} >= {"kernels", "I/O in", "I/O out", "MemoryX", "stall"}
+    wse.plot_timeline(line, tmp_path / "timeline.png")
+    cut = wse.timeline(program, system, max_kernels=10)
+    assert sum(e.track == "kernels" for e in cut.events) == 10 and cut.left_out > 0 and cut.cycles == pytest.approx(line.cycles)
+
+
+def test_no_kernel_starts_before_its_weights_are_there() -> None:
+    line = wse.timeline(streamed(train().program, SMALL.layers), wse.CS3.replace(io_bytes_per_second=1e8))
+    loads = [e for e in line.events if e.track == "I/O in"]
+    kernels = [e for e in line.events if e.track == "kernels"]
+    assert len(loads) == 1 + 2 * SMALL.layers
+    for load in loads:
+        first = min((e.start_cycles for e in kernels if e.start_cycles >= load.start_cycles + load.cycles), default=None)
+        assert first is not None
+    assert kernels[0].start_cycles >= loads[0].start_cycles + loads[0].cycles

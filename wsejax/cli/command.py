@@ -16,6 +16,7 @@ from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
 from .models import Compare, Fit, Models, Validate
 from .output import show
+from .scale import Scale
 from .verify import Verify
 
 _named = tyro.conf.subcommand
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Any] = {
     "cost": Cost,
     "fit": Fit,
     "compare": Compare,
+    "scale": Scale,
     "models": Models,
     "trace": Trace,
     "validate": Validate,

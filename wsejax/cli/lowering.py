@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wsejax.cost import cost, memory, timeline
-from wsejax.cost.timeline import TRACKS
 from wsejax.report import audit_table, cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
 from wsejax.report.errors import TWO_MODELS
 from wsejax.report.pricing import verdict_text
@@ -41,6 +40,8 @@ class OnSystem(ProgramArguments):
     """Machine: cs1, cs2 or cs3."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=NUMBER")] = ()
     """A field of the machine to change, such as link_bits=64; `wsejax specs` lists them."""
+    systems: int = 0
+    """Systems of a cluster, through which the state streams from MemoryX as the program says; 0: one wafer, whatever it holds."""
 
 
 def _as_data(errors: Mapping[str, tuple[float, str]]) -> list[dict[str, Any]]:
@@ -66,12 +67,12 @@ class Cost(OnSystem):
         if self.lines < 0:
             raise ValueError(f"--lines {self.lines}: rows of a table are 0 or more")
         machine = changed(self.system, self.set)
-        asked, lowered = self.lowered()
+        asked, lowered = self.lowered(self.systems)
         trains = bool(lowered.program.state_bytes)
         priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
         held = memory(lowered, machine)
         errors = kernel_errors(priced)
-        said = (*errors_text(errors, trains), *((TWO_MODELS,) if trains else ()))
+        said = (*errors_text(errors, trains, priced.error_group), *((TWO_MODELS,) if trains and priced.streamed is None else ()))
         fits = not verdict_text(priced.execution, held)
         data = {
             "program": asked.title, **priced.to_dict(), "fits": fits, "errors": list(said), "model_errors": _as_data(errors),
@@ -102,13 +103,14 @@ class Trace(OnSystem):
 
     def run(self) -> Output:
         machine = changed(self.system, self.set)
-        asked, lowered = self.lowered()
+        asked, lowered = self.lowered(self.systems)
         run = timeline(lowered, machine, streamed=self.streamed, max_kernels=self.max_kernels)
         run.save(self.out)
-        busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in TRACKS}
-        whole, errors = float(machine.seconds(run.cycles)), kernel_errors(cost(lowered, machine))
-        said = errors_text(errors, bool(lowered.program.state_bytes))
-        against = verdict_text("streamed" if self.streamed else "resident", memory(lowered, machine))
+        busy = {track: float(machine.seconds(sum(e.cycles for e in run.events if e.track == track))) for track in run.tracks}
+        priced = cost(lowered, machine)
+        whole, errors = float(machine.seconds(run.cycles)), kernel_errors(priced)
+        said = errors_text(errors, bool(lowered.program.state_bytes), priced.error_group)
+        against = verdict_text("streamed" if self.streamed or self.systems else "resident", memory(lowered, machine))
         data = {
             "modelled": True, "program": asked.title, "system": machine.name, "seconds": whole, "busy_seconds": busy,
             "events": len(run.events), "kernels_left_out": run.left_out, "path": str(self.out),

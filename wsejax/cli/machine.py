@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wsejax.hardware import SYSTEMS, WSE1, WSE2, WSE3, DefectMap, System, Wafer, WaferSpec, system
-from wsejax.report import plot_wafer
+from wsejax.hardware import CLUSTERS, SYSTEMS, WSE1, WSE2, WSE3, DefectMap, System, Wafer, WaferSpec, system
+from wsejax.hardware.cluster import MEMORYX
+from wsejax.hardware.clusters import STATE_BYTES_PER_PARAMETER, VENDOR_PARAMETERS, size_text
+from wsejax.report import clusters_table, plot_wafer
 
 from .output import Output, table, with_unit
 
@@ -97,6 +99,16 @@ def _ratio(spec: WaferSpec) -> str:
     return "" if peak is None else f"{peak / spec.dense_peak_fp16_flops_per_second:.1f}"
 
 
+def _memories() -> list[tuple[str, ...]]:
+    """What each option of MemoryX trains at 16 bytes a parameter, and by the vendor."""
+    claim = lambda n, size: "-" if n is None else f"{with_unit(n, '').strip()} ({size / n:.0f} bytes each)"
+    return [
+        (m.name, size_text(m.capacity_bytes), with_unit(m.most_parameters(STATE_BYTES_PER_PARAMETER), "", 4),
+         claim(VENDOR_PARAMETERS.get(name), m.capacity_bytes))
+        for name, m in MEMORYX.items()
+    ]  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Specs:
     """What each generation is, and what a system made of it takes for granted in prices."""
@@ -113,13 +125,25 @@ class Specs:
             "wafers": {name: dataclasses.asdict(s) | {key: getattr(s, key) for key in DERIVED} for name, s in specs.items()},
             "systems": {name: dataclasses.asdict(s) for name, s in systems.items()},
         }
+        clusters = [c for c in CLUSTERS.values() if c.spec.name in specs]
+        data["clusters"] = {c.name: c.to_dict() for c in clusters}
+        data["memoryx"] = {
+            name: {
+                "capacity_bytes": m.capacity_bytes,
+                "most_parameters": m.most_parameters(STATE_BYTES_PER_PARAMETER),
+                "vendor_parameters": VENDOR_PARAMETERS.get(name),
+            }
+            for name, m in MEMORYX.items()
+        }
         figures = [(label, *(text(s) for s in specs.values())) for label, text in FIGURES]
         prices = [(field, *(f"{getattr(s, field):g}" for s in systems.values())) for field in FIELDS]
         parts = (
             table(("wafer", *specs), figures, fold={"wafer": 20, **dict.fromkeys(specs, 12)}),
             "sources: beside each figure in wsejax/hardware/spec.py\n",
             table(("what modelled prices take, by field", *systems), prices, fold={"what modelled prices take, by field": 30}),
-            "change one with --set, such as `wsejax cost gpt2 --set link_bits=64`; sources in wsejax/hardware/system.py",
+            "change one with --set, such as `wsejax cost gpt2 --set link_bits=64`; sources in wsejax/hardware/system.py\n",
+            *([clusters_table(clusters), "sources: `--json` and wsejax/hardware/clusters.py\n"] if clusters else []),
+            table(("memory outside the wafers", "holds", "parameters at 16 bytes", "the vendor says"), _memories()),
         )
         return Output(data, parts)
 

@@ -13,6 +13,7 @@ from wsejax.cost.estimate import fits
 from wsejax.cost.table import load_points
 from wsejax.cost.validation import validate
 from wsejax.cost.workload import Workload
+from wsejax.hardware.cluster import MEMORYX
 from wsejax.report import Sheet, comparison_table, error_of, plot_breakdown, plot_validation, validation_table
 
 from .machine import changed
@@ -46,6 +47,8 @@ class Fit:
     """Of a weight's master copy, in training."""
     optimizer_bytes: float = 8
     """Of a weight's moments, in training."""
+    memoryx: Literal["1.5TB", "12TB", "1.2PB"] = "12TB"
+    """Memory outside the wafers."""
     recompute: bool = True
     """Keep only the inputs of layers for the backward pass."""
     json: bool = False
@@ -56,6 +59,7 @@ class Fit:
         fit = fits(
             model, machine, self.task, wafers=self.wafers, tokens=self.tokens, context=self.context, batch=self.batch,
             weight_bytes=self.weight_bytes, optimizer_bytes=self.optimizer_bytes, master_bytes=self.master_bytes, recompute=self.recompute,
+            outside_bytes=MEMORYX[self.memoryx].capacity_bytes,
         )  # fmt: skip
         data = {"dimensions": dataclasses.asdict(model), "parameters": model.parameters, **fit.to_dict()}
         where = f"{self.wafers} x {machine.name}" if self.wafers > 1 else machine.name

@@ -19,9 +19,10 @@ import numpy as np
 import tyro
 
 import wsejax
-from wsejax.compiler import Lowered, UnsupportedOpError, jit
+from wsejax.compiler import Lowered, UnsupportedOpError
 from wsejax.cost import LLM
-from wsejax.hardware import WSE3, Wafer
+from wsejax.hardware import WSE3, Cluster, Wafer
+from wsejax.streaming import jit
 
 DEFAULT_TOKENS = 4096  # of a sequence, where a model could read more
 _SHAPE = re.compile(r"\s*([A-Za-z]\w*)\s*\[([\d\s,]*)\]\s*")
@@ -70,18 +71,20 @@ class ProgramArguments:
             raise ValueError("--arg and --donate are for module:function; a model has arguments of its own")
         return _model(self)
 
-    def lowered(self) -> tuple[Asked, Lowered]:
-        """The program, planned on shapes alone.
+    def lowered(self, systems: int = 0) -> tuple[Asked, Lowered]:
+        """The program, planned on shapes alone; with `systems`, for a cluster of so many, with its state (a model's weights) in MemoryX.
 
         Raises:
           ValueError: it cannot be traced with these arguments, or has an operation that no rule is known for.
         """
         asked = self.asked()
         wafer = Wafer(WSE3, tiles=self.tiles, devices=(1, 1))
+        options: dict[str, Any] = dict(donate_argnums=asked.donated, strict=not self.loose, cache=False)
+        if systems:
+            away = asked.donated if ":" in self.program else (0,)
+            wafer, options = Cluster(wafer, systems), options | dict(streamed_argnums=away, execution="streamed")
         try:
-            return asked, jit(asked.function, wafer, donate_argnums=asked.donated, strict=not self.loose, cache=False).lower(
-                *asked.arguments
-            )
+            return asked, jit(asked.function, wafer, **options).lower(*asked.arguments)
         except UnsupportedOpError as error:
             raise ValueError(f"{asked.title}: {error}; --loose computes it off the fabric") from error
         except (TypeError, ValueError, ZeroDivisionError, IndexError, KeyError, AttributeError) as error:

@@ -26,6 +26,11 @@ class Frame:
     wafer: Wafer
 
     @property
+    def wafers(self) -> int:
+        """That share a run."""
+        return 1
+
+    @property
     def mesh(self) -> Mesh:
         return self.wafer.mesh
 

@@ -97,7 +97,7 @@ class Lowered:
         layout = dict(zip(plan.graph.ins, plan.ins, strict=True))
         weights = tuple(Array.of(v, layout[v]) for v in self.weights)
         state_bytes = sum(plan.graph.ins[n].size_bytes for n in self._given_away)
-        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes)
+        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes, self._frame.wafers)
 
     def audit(self) -> Audit:
         """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found,

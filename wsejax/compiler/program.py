@@ -55,7 +55,9 @@ class Call:
 
     `kind` is "kernel" (work that needs the fabric), "relayout" (data moved between layouts), "replicated" (every PE block does the
     same small work, such as random bits), "unsharded" (no rule: gathered and computed whole; only with strict=False), "local" (every
-    block has what it needs) or "inside" (an operation in a kernel of the user's). `loops` are those around it whose length is known, from
+    block has what it needs), "inside" (an operation in a kernel of the user's), "stream" (kernel "load": `ins` come from MemoryX to every
+    wafer; "store": they go from the wafers to MemoryX, added up on the way; "swarm": they are added up over the wafers and sent back) or
+    "memoryx" (work done outside the wafer, which no PE takes part in). `loops` are those around it whose length is known, from
     the outside in, and `trips` their product; `under` names those of unknown length, and branches. `byte_hops` counts bytes times hops of
     one trip of the emulation, a tile a device; `work` is what it asks of the PE grid.
     """
@@ -90,6 +92,14 @@ class Call:
         return None if self.under else self.trips
 
     @property
+    def stream_bytes(self) -> tuple[int, int]:
+        """Bytes of one trip (into each wafer, out of each wafer); nothing unless it is a call of kind "stream"."""
+        if self.kind != "stream":
+            return 0, 0
+        size = sum(a.size_bytes for a in self.ins)
+        return size * (self.kernel in ("load", "swarm")), size * (self.kernel in ("store", "swarm"))
+
+    @property
     def array_bytes(self) -> int:
         """Bytes of all operands and results."""
         return sum(a.size_bytes for a in (*self.ins, *self.outs))
@@ -103,7 +113,7 @@ class Program:
     """All work in the order of the walk; `local_ops` counts the equations that need no fabric.
 
     `weights` are the floating-point arguments that products or tables read (of those that are donated, if any is), `state_bytes` the bytes
-    of all arguments that are donated.
+    of all arguments that are donated. `wafers` share each run; the sizes are those of one of them.
     """
 
     calls: tuple[Call, ...]
@@ -111,6 +121,7 @@ class Program:
     tiles: tuple[int, int]
     weights: tuple[Array, ...] = ()
     state_bytes: int = 0
+    wafers: int = 1
 
     def of_kind(self, kind: str) -> tuple[Call, ...]:
         return tuple(c for c in self.calls if c.kind == kind)
@@ -119,6 +130,17 @@ class Program:
     def byte_hops(self) -> int:
         """Bytes times hops of a run, the body of a `while` counted once."""
         return sum(c.byte_hops * c.trips for c in self.calls)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the program itself says what comes from MemoryX and goes there."""
+        return any(c.kind == "stream" for c in self.calls)
+
+    @property
+    def stream_bytes(self) -> tuple[int, int]:
+        """Bytes of a run (into each wafer, out of each wafer), the body of a `while` counted once."""
+        loads, stores = ([c.stream_bytes[way] * c.trips for c in self.calls] for way in (0, 1))
+        return sum(loads), sum(stores)
 
     @property
     def weight_bytes(self) -> int:

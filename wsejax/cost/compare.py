@@ -256,12 +256,14 @@ def _program_row(work: Workload, one: Cost, rate: float, name: str) -> Row:
     price, seconds = one.price, one.step_seconds
     fabric = one.system.seconds(price.fabric_cycles + price.wait_cycles)
     compute = max(0.0, one.compute_seconds - fabric)
-    parts = {"compute": compute, "fabric": one.compute_seconds - compute, "stall": seconds - one.compute_seconds}
+    streamed = {} if one.streamed is None else {k: v for k, v in one.streamed.parts().items() if k not in ("compute", "stall")}
+    rest = max(0.0, seconds - one.compute_seconds - sum(streamed.values()))
+    parts = {"compute": compute, "fabric": one.compute_seconds - compute, "stall": rest, **streamed}
     return Row(
         name=name,
         plan=f"weights {one.execution}" + (", at least: a loop's length is not known" if one.most_cycles > one.price.cycles else ""),
         model="kernels",
-        error_group="whole programs" if work.gradient_bytes else None,
+        error_group=one.error_group if work.gradient_bytes else None,
         step_seconds=seconds,
         tokens_per_second=float(work.tokens) / seconds,
         mfu=one.mfu,

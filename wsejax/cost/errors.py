@@ -1,4 +1,5 @@
-"""How far off the model is where it was measured: what is printed beside every modelled time, and the fitted constants."""
+"""How far off the model is where it was measured: what is printed beside every modelled time, and the fitted constants. And what has no
+price."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ import importlib.resources
 import json
 from collections.abc import Mapping
 from typing import Any
+
+
+class UnknownTripsError(ValueError):
+    """A price asked for as one number depends on a loop whose length is known only when the program runs."""
 
 
 @dataclasses.dataclass(frozen=True)

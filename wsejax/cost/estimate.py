@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from wsejax.cost.llm import LLM
-from wsejax.hardware import CS3, System
+from wsejax.hardware import CS3, MemoryX, System
+from wsejax.hardware import capacity as capacity_of
 
 # ALCF run logs (argonne-lcf/user-guides): Llama-2-7B at 131k tokens/s on one CS-3 is 6.14 PF, of the dense peak of the grid that a
 # program gets at the clock of `CS3`.
@@ -277,6 +278,8 @@ def fits(
     short = {**_missing(tried.streamed, capacity, "on the wafer"), **_missing(tried.outside, outside_bytes, "outside")}
     if short:
         over = [f"too large: {part}, by {_gb(size)}" for part, size in short.items()]
+        if sum(tried.outside.values()) > outside_bytes:
+            over.append(f"memory outside: {capacity_of(MemoryX(outside_bytes, name='memory outside'), tried.outside)}")
         at_once = math.floor(tried.room(tried.streamed, capacity) / wafers) if what == "train" else 0
         if at_once >= 1:
             parts = math.ceil(at_hand / at_once)

@@ -1,7 +1,8 @@
 """`wse.cost`: what a program would take on a real machine, from the `Program` alone.
 
 The wafer does one kernel after the other, each on the whole grid, so cycles add up; inside a kernel computing and moving overlap as its
-closed form says. Weights that do not fit stream in while the wafer computes, and the longer of the two counts. All of it is modelled.
+closed form says. A program that itself says what streams is laid out stage by stage (`stages.py`). Of any other whose weights do not fit
+they stream in while the wafer computes, and the longer of the two counts. All of it is modelled.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsejax.compiler import Call, Loop, Lowered, Program, Unknown
-from wsejax.cost.errors import model_error
+from wsejax.cost.errors import UnknownTripsError, model_error
 from wsejax.cost.memory import memory
 from wsejax.cost.path import critical_path
+from wsejax.cost.stages import OUTSIDE, Streamed, apart, streamed_run
+from wsejax.cost.training import Streaming
 from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price, most
 from wsejax.kernels.work import Work
 
 EXECUTIONS = ("auto", "resident", "streamed")
-
-
-class UnknownTripsError(ValueError):
-    """A price asked for as one number depends on a loop whose length is known only when the program runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,9 @@ class Cost:
       critical_cycles: of the longest chain of kernels that wait for one another: what is left if all others ran beside it on PEs of their
         own. Loops of unknown length count for nothing.
       critical: the chain, as cycles by kernel and source line, in order.
-      tokens: of one run, if they were given.
+      tokens: of one run, all wafers together, if they were given.
+      streamed: of a program that itself says what streams, when each stage loads, computes and stores.
+      wafers: that share the run. `price` and `lines` are of one of them, `joules` of all.
     """
 
     system: System
@@ -74,6 +75,8 @@ class Cost:
     critical_cycles: float
     critical: Mapping[tuple[str, str], float]
     tokens: int | None = None
+    streamed: Streamed | None = None
+    wafers: int = 1
 
     @property
     def compute_seconds(self) -> float:
@@ -82,20 +85,27 @@ class Cost:
 
     @property
     def step_seconds(self) -> float:
-        return max(self.compute_seconds, self.io_seconds)
+        return max(self.compute_seconds, self.io_seconds, 0.0 if self.streamed is None else self.streamed.seconds)
 
     @property
     def most_step_seconds(self) -> float:
-        return max(self.system.seconds(self.most_cycles), self.io_seconds)
+        """With what is not known added to a run without it: more than it can be where it would hide a load."""
+        known = 0.0 if self.streamed is None else self.streamed.seconds - self.system.seconds(self.known_cycles)
+        return max(self.system.seconds(self.most_cycles) + max(0.0, known), self.io_seconds)
+
+    @property
+    def known_cycles(self) -> float:
+        """Of kernels that run as often as the program says."""
+        return math.fsum(float(line.price.cycles) for line in self.lines if line.count is not None)
 
     @property
     def joules(self) -> float:
         waiting = self.step_seconds - self.compute_seconds
-        return self.price.joules(self.system) + waiting * self.system.idle_watts
+        return self.wafers * (self.price.joules(self.system) + waiting * self.system.idle_watts)
 
     @property
     def watts(self) -> float:
-        return self.joules / self.step_seconds if self.step_seconds else self.system.idle_watts
+        return self.joules / self.step_seconds if self.step_seconds else self.wafers * self.system.idle_watts
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -139,10 +149,16 @@ class Cost:
             if math.isinf(self.most_cycles)
             else f" to {self.most_step_seconds:.4g} s"
         )
+        many = f"{self.wafers} x " if self.wafers > 1 else ""
         return (
-            f"modelled step on {self.system.name}, {self.execution}: {self.step_seconds:.4g} s{most}, {self.mfu:.1%} of the dense peak, "
-            f"{self.joules:.4g} J (whole training steps: {model_error('whole programs')})"
+            f"modelled step on {many}{self.system.name}, {self.execution}: {self.step_seconds:.4g} s{most}, {self.mfu:.1%} of the dense "
+            f"peak, {self.joules:.4g} J (whole training steps: {model_error(self.error_group)})"
         )
+
+    @property
+    def error_group(self) -> str:
+        """Of published points that whole training steps so priced were held against."""
+        return "whole programs" if self.streamed is None or self.execution == "resident" else "streamed programs"
 
     def by_kernel(self) -> dict[str, Price]:
         return _grouped(self.lines, lambda line: line.kernel)
@@ -169,6 +185,8 @@ class Cost:
             "most_step_seconds": finite(self.most_step_seconds),
             "compute_seconds": float(self.compute_seconds),
             "io_seconds": float(self.io_seconds),
+            "wafers": self.wafers,
+            "streaming": None if self.streamed is None else self.streamed.to_dict(),
             "joules": float(self.joules),
             "tokens_per_second": None if self.tokens_per_second is None else float(self.tokens_per_second),
             "mfu": float(self.mfu),
@@ -204,6 +222,8 @@ def cost(
     tokens: int | None = None,
     while_trips: int | Mapping[str, int] | None = None,
     execution: str = "auto",
+    streaming: Streaming | None = None,
+    prefetch: int = 1,
 ) -> Cost:
     """The modelled cost of one run. Needs shapes only: nothing is allocated or compiled.
 
@@ -213,19 +233,30 @@ def cost(
       system: `wse.CS1`, `wse.CS2`, `wse.CS3` or their names, one with other numbers (`replace`), or a wafer's defects (`CS3.of(wafer)`).
       tokens: of one run, for tokens a second.
       while_trips: how often a `while` runs, for all or by source line. Without it the cost is a pair of bounds.
-      execution: "resident", "streamed", or "auto": resident if `wse.memory` says so (of a bare `Program`: if its state fits).
+      execution: "resident", "streamed", or "auto": resident if `wse.memory` says so (of a bare `Program`: if its state fits). A program
+        that says what streams is streamed.
+      streaming: what software and cluster add to such a program's layers and steps; `Streaming()` if None.
+      prefetch: layers of its weights on their way while one is worked on, as `MemoryX.prefetch_layers`.
 
     Raises:
-      ValueError: an unknown execution, or numbers that are not positive.
+      ValueError: an unknown execution, "resident" of a program that streams, or numbers that are not positive.
+      UnknownTripsError: something streams in a loop of unknown length or a branch.
     """
     system = as_system(system)
     if execution not in EXECUTIONS:
         raise ValueError(f"execution={execution!r}: must be one of {', '.join(EXECUTIONS)}")
     if tokens is not None and not tokens >= 1:
         raise ValueError(f"tokens={tokens!r}: must be at least 1, or None")
-    if execution == "auto" and isinstance(program, Lowered):
+    plan = program.program if isinstance(program, Lowered) else program
+    streams, away = plan.streams, any(c.kernel in ("load", "store") for c in plan.of_kind("stream"))
+    if away and execution == "resident":
+        raise ValueError("execution='resident': this program streams its weights; compile it without streamed_argnums to price it resident")
+    if streams:  # sums over wafers alone leave weights where they are
+        execution = "streamed" if away else "resident"
+        system = apart(system, streaming) if away else system
+    elif execution == "auto" and isinstance(program, Lowered):
         execution = "resident" if memory(program, system).verdict == "resident" else "streamed"
-    program = program.program if isinstance(program, Lowered) else program
+    program = plan
     _checked_trips(program, while_trips)
     calls = [_settled(call, while_trips) for call in program.calls]
     memo: dict[Any, Price] = {}
@@ -233,7 +264,7 @@ def cost(
     priced: list[tuple[Call, Price]] = []
     once: list[tuple[Call, float]] = []
     for call in calls:
-        if not call.work:
+        if not call.work or call.kind in OUTSIDE:
             once.append((call, 0.0))
             continue
         one = memo[call.work] if call.work in memo else memo.setdefault(call.work, price_of(call, system))
@@ -249,8 +280,13 @@ def cost(
     if execution == "auto":
         held = max(program.weight_bytes, program.state_bytes)  # weights that are donated are part of the state
         execution = "resident" if held <= float(np.min(system.sram_bytes)) else "streamed"
-    streaming = stream_seconds(program, system) if execution == "streamed" else 0.0
-    return Cost(system, lines, low, high, execution, streaming, *critical_path(once), tokens)
+    path = critical_path(once)
+    if streams:
+        seconds_of = lambda call: float(system.seconds(memo[call.work].cycles)) if call.work in memo and call.kind not in OUTSIDE else 0.0
+        run = streamed_run(dataclasses.replace(program, calls=tuple(calls)), seconds_of, system, streaming, prefetch)
+        return Cost(system, lines, low, high, execution, run.io_seconds, *path, tokens, run, program.wafers)
+    io = stream_seconds(program, system) if execution == "streamed" else 0.0
+    return Cost(system, lines, low, high, execution, io, *path, tokens, None, program.wafers)
 
 
 def stream_seconds(program: Program, system: System) -> Any:
@@ -323,6 +359,8 @@ def stacked_work(program: Lowered | Program, while_trips: int | Mapping[str, int
     counts: dict[Work, int] = collections.defaultdict(int)
     _checked_trips(program, while_trips)
     for call in (_settled(c, while_trips) for c in program.calls):
+        if call.kind in OUTSIDE:
+            continue
         if call.under and call.work:
             raise UnknownTripsError(
                 f"{call.kernel} is inside a loop of unknown length or a branch at {call.under[0].source}: give while_trips, or ask "

@@ -14,7 +14,7 @@ from typing import Any
 
 from wsejax.cost.inference import WAFERLLM, Software, decode_layer_price, head_price, prefill_layer_price
 from wsejax.cost.llm import LLM
-from wsejax.hardware import System
+from wsejax.hardware import ClusterSpec, System, cluster_spec
 from wsejax.kernels.pe.collectives import broadcast_price
 from wsejax.kernels.price import share
 
@@ -204,7 +204,7 @@ def _tried(system: System, llm: LLM, wafers: int, weight_bytes: float, kv_bytes:
 
 
 def deploy(
-    system: System,
+    system: System | ClusterSpec | str,
     llm: LLM,
     *,
     context: int | None = None,
@@ -217,9 +217,21 @@ def deploy(
 ) -> Deployment:
     """The fewest wafers (or as many as given) that hold the weights and `batch` sequences of `context` tokens, cut for the fastest token.
 
+    Args:
+      system: a machine, of which there are `most_wafers`, or a cluster ("cg3", a `ClusterSpec`), of which there are as many as it has.
+      wafers: stages of the pipeline over wafers; None: the fewest that hold it.
+
     Raises:
-      ValueError: no cut holds it; the message says what is short and by how much.
+      ValueError: no cut holds it; the message says what is short and by how much. More wafers than the cluster has systems.
     """
+    if not isinstance(system, System):
+        spec = cluster_spec(system)
+        if wafers is not None and not isinstance(wafers, bool) and isinstance(wafers, int) and wafers > spec.systems:
+            raise ValueError(
+                f"wafers={wafers}: a pipeline over {wafers} wafers needs as many systems, and {spec.name} has {spec.systems} "
+                f"{spec.system.name}; give fewer, or a larger cluster"
+            )
+        system, most_wafers = spec.system, min(most_wafers, spec.systems)
     context = min(llm.context, 8192) if context is None else context
     for name, value in dict(context=context, batch=batch, wafers=1 if wafers is None else wafers, most_wafers=most_wafers).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

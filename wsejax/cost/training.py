@@ -29,7 +29,7 @@ from .workload import Workload
 
 PLAUSIBLE: dict[str, tuple[float, float]] = {
     "efficiency": (1e-3, 1), "layer_seconds": (0, 1), "wait_per_doubling": (0, 1), "weight_bytes": (0.1, 16), "boundary_passes": (0, 50),
-    "tree_arity": (2, 64), "tree_node_seconds": (0, 1),
+    "matrix_share": (1e-3, 1), "program_boundary_passes": (0, 50), "tree_arity": (2, 64), "tree_node_seconds": (0, 1),
 }  # fmt: skip
 
 
@@ -49,6 +49,12 @@ class Streaming:
     # of the two moments that the optimizer reads and writes in memory. A whole number, chosen on the runs that the rest is fitted to.
     boundary_passes: Any = 3.0
     tree_arity: Any = 4.0  # SwarmX glossary: nodes of 1:4
+    # Of the nominal lanes, that products keep busy in programs whose software and boundary are counted apart: one constant of both
+    # generations, fitted to ALCF's four runs, compiled and priced kernel by kernel (`experiments.published_steps`).
+    matrix_share: Any = 0.74
+    # The same as `boundary_passes` of such programs, whose kernels have the time that whole runs put there. Of 0 to 3 the best for the same
+    # runs, and what crosses the link if moments stay in MemoryX: a gradient out and a weight in.
+    program_boundary_passes: Any = 1.0
     tree_node_seconds: Any = 5e-6  # a node passes on; not published, the same as the I/O latency of a CS-3 (HC26)
 
     def __post_init__(self) -> None:

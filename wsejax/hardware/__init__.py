@@ -5,6 +5,11 @@ from .cluster import MEMORYX as MEMORYX
 from .cluster import Cluster as Cluster
 from .cluster import MemoryX as MemoryX
 from .cluster import SwarmX as SwarmX
+from .clusters import CLUSTERS as CLUSTERS
+from .clusters import Capacity as Capacity
+from .clusters import ClusterSpec as ClusterSpec
+from .clusters import capacity as capacity
+from .clusters import cluster_spec as cluster_spec
 from .defects import DefectMap as DefectMap
 from .devices import request_cpu_devices as request_cpu_devices
 from .embedding import Remap as Remap

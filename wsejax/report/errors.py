@@ -64,9 +64,9 @@ def kernel_errors(cost: Cost) -> dict[str, tuple[float, str]]:
     return {name: (share, errors.get(name, UNMEASURED)) for name, share in sorted(shares.items(), key=lambda item: -item[1])}
 
 
-def errors_text(errors: Mapping[str, tuple[float, str]], trains: bool) -> tuple[str, ...]:
+def errors_text(errors: Mapping[str, tuple[float, str]], trains: bool, group: str = "whole programs") -> tuple[str, ...]:
     """Lines to stand below a modelled time: of whole training steps, if the program is one (of transformers, since no others were
-    published), and of its parts that count. Errors of parts say little of a whole."""
-    whole = (f"error: whole training steps of transformers, {error_of('whole programs')}",) if trains else ()
+    published; `group` is `Cost.error_group`), and of its parts that count. Errors of parts say little of a whole."""
+    whole = (f"error: whole training steps of transformers, {error_of(group)}",) if trains else ()
     parts = [f"{name} ({share:.0%} of the time) {text}" for name, (share, text) in errors.items() if share >= WORTH_NAMING]
     return (*whole, f"error of parts: {'; '.join(parts)}") if parts else whole

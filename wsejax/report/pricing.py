@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 
 from ..cost.memory import Memory
 from ..cost.model import Cost
-from ..cost.timeline import TRACKS, Timeline
+from ..cost.stages import Streamed
+from ..cost.timeline import Timeline
 from .plots import _figure, _save
 from .tables import Sheet, source_text
 
 _COLOURS = {
     "kernels": "#4a5568", "compute": "#1f5fa8", "fabric x": "#d9822b", "fabric y": "#e0b03a", "latency": "#7a2fb0", "I/O": "#2f855a",
+    "software": "#5b6675", "I/O in": "#2f855a", "I/O out": "#7bb899", "stall": "#c0182b", "boundary": "#e58a94", "MemoryX": "#8a6d3b",
 }  # fmt: skip
 
 
@@ -42,6 +44,16 @@ def verdict_text(execution: str, memory: Memory) -> str:
     return ""
 
 
+def streamed_text(streamed: Streamed) -> str:
+    """Where a run goes, and what the link does meanwhile."""
+    parts = ", ".join(f"{name} {seconds_text(seconds)}" for name, seconds in streamed.parts().items() if seconds > 0)
+    made = streamed.schedule
+    return (
+        f"modelled stages ({len(streamed.staged):,}): {parts}; the link is busy {seconds_text(made.load_seconds)} in and "
+        f"{seconds_text(made.store_seconds)} out"
+    )
+
+
 def cost_table(cost: Cost, lines: int = 15, error: str | Sequence[str] = (), memory: Memory | None = None) -> rich.console.Group:
     """The modelled cost with its costliest source lines.
 
@@ -56,9 +68,10 @@ def cost_table(cost: Cost, lines: int = 15, error: str | Sequence[str] = (), mem
     if cost.most_step_seconds != cost.step_seconds:
         time = f"{time} to {seconds_text(cost.most_step_seconds)} (a loop's length or a branch is not known)"
     rate = f", {cost.tokens_per_second:,.0f} tokens/s" if cost.tokens_per_second is not None else ""
+    many = f"{cost.wafers} x " if cost.wafers > 1 else ""
     against = verdict_text(cost.execution, memory) if memory is not None else ""
     head = [
-        f"modelled step on {cost.system.name}, {cost.execution}: {time}{rate}" + (f"; {against}" if against else ""),
+        f"modelled step on {many}{cost.system.name}, {cost.execution}: {time}{rate}" + (f"; {against}" if against else ""),
         *((error,) if isinstance(error, str) and error else error),
         f"modelled: {cost.price.flops:.4g} flops, {cost.mfu:.1%} of the dense peak, PEs compute {cost.utilisation:.0%} of the "
         f"time, {cost.price.byte_hops:.3g} bytes x hops, {cost.joules:.3g} J, {cost.watts / 1e3:.3g} kW",
@@ -68,7 +81,9 @@ def cost_table(cost: Cost, lines: int = 15, error: str | Sequence[str] = (), mem
     if cost.critical_cycles < cost.price.cycles:
         longest = seconds_text(cost.system.seconds(cost.critical_cycles))
         head.append(f"modelled critical path: {longest}, were all that does not wait for it done beside it")
-    if cost.io_seconds:
+    if cost.streamed is not None:
+        head.append(streamed_text(cost.streamed))
+    elif cost.io_seconds:
         head.append(
             f"modelled streaming of weights: {seconds_text(cost.io_seconds)} beside {seconds_text(cost.compute_seconds)} of the wafer"
         )
@@ -125,14 +140,15 @@ def plot_memory(memory: Memory, path: str | os.PathLike[str]) -> Figure:
 
 def plot_timeline(timeline: Timeline, path: str | os.PathLike[str], error: str = "") -> Figure:
     """The tracks of a modelled run over modelled time. `error` of the model stands below, if one is given."""
-    figure = _figure(10, 3.6)
+    tracks = timeline.tracks
+    figure = _figure(10, 1.2 + 0.4 * len(tracks))
     axes = figure.add_subplot()
     scale = float(timeline.system.seconds(1.0)) * 1e3
-    for n, track in enumerate(TRACKS):
+    for n, track in enumerate(tracks):
         spans = [(e.start_cycles * scale, e.cycles * scale) for e in timeline.events if e.track == track]
         if spans:
             axes.broken_barh(spans, (n - 0.4, 0.8), color=_COLOURS[track], linewidth=0)
-    axes.set_yticks(range(len(TRACKS)), TRACKS)
+    axes.set_yticks(range(len(tracks)), tracks)
     axes.invert_yaxis()
     left = f", {timeline.left_out:,} later kernels not drawn" if timeline.left_out else ""
     below = "modelled milliseconds" + "".join(f"\n{line}" for line in textwrap.wrap(error, 110))

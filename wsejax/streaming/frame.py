@@ -40,6 +40,10 @@ class ClusterFrame(Frame):
     ctx: Context | None = None  # in which the program was planned
 
     @property
+    def wafers(self) -> int:
+        return self.cluster.systems
+
+    @property
     def mesh(self) -> Mesh:
         return self.cluster.mesh
 

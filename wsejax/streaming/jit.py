@@ -19,7 +19,7 @@ from wsejax.compiler.jit import Traced, argument_numbers
 from wsejax.compiler.layout import Layouts, choose
 from wsejax.compiler.pin import as_layout
 from wsejax.compiler.work import weights_of
-from wsejax.hardware import Cluster, Wafer, system_of
+from wsejax.hardware import Cluster, Wafer, capacity, system_of
 from wsejax.streaming.driver import Driver
 from wsejax.streaming.frame import ClusterFrame
 from wsejax.streaming.outside import place_outside
@@ -224,8 +224,10 @@ class ClusterFunction(WaferFunction):
             if held + size(numbers & set(weights)) <= float(machine.sram_bytes):
                 return False
         if held > memoryx.capacity_bytes:
+            smallest = capacity(memoryx, {"streamed arguments": float(held)}).smallest
+            preset = "" if smallest is None else f"; {smallest.name} is the smallest preset that would do"
             raise ValueError(
                 f"{memoryx.name} holds {memoryx.capacity_bytes:,.0f} bytes, and the streamed arguments {sorted(self._streamed)} are "
-                f"{held:,} bytes: give the cluster a larger one, such as wse.MemoryX(capacity_bytes={held:.3g})"
+                f"{held:,} bytes: give the cluster a larger one, such as wse.MemoryX(capacity_bytes={held:.3g}){preset}"
             )
         return True
