@@ -39,7 +39,8 @@ class Placed:
 
 def place_outside(graph: Graph, layouts: Layouts, ins: Sequence[bool], outs: Sequence[bool]) -> Placed:
     """`graph` with the arguments `ins` outside, and the results `outs` where they have dimensions. Pins layouts of new values."""
-    placer = _Placer(graph, layouts, {v for v, flag in zip(graph.ins, ins, strict=True) if flag and v.ndim}, outs)
+    given = {v for v, flag in zip(graph.ins, ins, strict=True) if flag and v.ndim}
+    placer = _Placer(graph, layouts, _layers(graph, layouts), given, outs)
     new = placer.place()
     return Placed(new, tuple(v in placer.given for v in graph.ins), tuple(placer.outs), tuple(dict.fromkeys(placer.whole)))
 
@@ -48,12 +49,11 @@ class _Placer:
     """One graph's rewriting, in program order; `here` holds the values on the wafer by their name in the old graph, `there` those outside.
     What is in neither is `lazy`: made of outside values by work that is done where it is needed."""
 
-    def __init__(self, graph: Graph, layouts: Layouts, given: set[Value], outs: Sequence[bool]) -> None:
-        self.graph, self.layouts, self.given = graph, layouts, given
+    def __init__(self, graph: Graph, layouts: Layouts, layers: set[Any], given: set[Value], outs: Sequence[bool]) -> None:
+        self.graph, self.layouts, self.layers, self.given = graph, layouts, layers, given
         self.outs = [flag and v.ndim > 0 for v, flag in zip(graph.outs, outs, strict=True)]
         self.made = {out: op for op in graph.ops for out in op.outs}
         self.order = {op: n for n, op in enumerate(graph.ops)}
-        self.layers = _layers(graph, layouts)
         self.ops: list[Op] = []
         self.whole: list[str] = []
         self.here: dict[Value, Value] = {v: v for v in graph.ins if v not in given}
@@ -85,6 +85,16 @@ class _Placer:
                 left += op.ins
         return wanted
 
+    def _streams(self, op: Op) -> bool:
+        """Whether stacks of layers go through a loop from end to end, so that there are loops over layers inside."""
+        consts, carry = scan_split(op)
+        return any(map(self._stacked, op.ins[: consts + carry]))
+
+    def _kept(self, op: Op) -> list[bool]:
+        """Which results of a loop go outside as they are made. What it adds up, and is no stack, stays on the wafer until it ends."""
+        carry, through = scan_split(op)[1], self._streams(op)
+        return [v in self.wanted and (n >= carry or through) for n, v in enumerate(op.outs)]
+
     def _movable(self, op: Op) -> bool:
         """Work that can be done outside, and where its result is stacked, on a slice."""
         if len(op.outs) != 1 or op.outs[0].ndim == 0:
@@ -97,7 +107,7 @@ class _Placer:
     def _classify(self) -> None:
         """What is lazy; and of what is made here but used there, what must be stored."""
         free: set[Value] = set()  # made of numbers alone: anywhere
-        from_loops = {v for op in self.graph.ops if op.name == "scan" for v in op.outs} & self.wanted
+        from_loops = {v for op in self.graph.ops if op.name == "scan" for v, flag in zip(op.outs, self._kept(op), strict=True) if flag}
         for of_optimiser in (True, False):
             for op in self.graph.ops:
                 if not op.outs or op.outs[0] in self.lazy or not self._movable(op):
@@ -268,15 +278,15 @@ class _Placer:
     def _scan(self, op: Op) -> None:
         (body,), (consts, carry) = op.bodies, scan_split(op)
         away = lambda v: v.const is None and v not in self.here
-        kept = [v in self.wanted for v in op.outs]
+        kept = self._kept(op)
         if not any(map(away, op.ins)) and not any(kept):
             return self._keep(op, [self.get(v) for v in op.ins])
         for v, flag in zip(op.ins[consts : consts + carry], kept[:carry], strict=True):
             if flag and v not in self.there:  # what is carried and ends outside begins there
                 self._store(v) if v.const is not None or v in self.here else self._outside_work([v])
         held = op.ins[: consts + carry]
-        given = [v in self.there for v in op.ins[:consts]] + kept[:carry]
-        inner = _Placer(body, self.layouts, {b for b, flag in zip(body.ins, given, strict=False) if flag}, kept)
+        given = [self._streams(op) and v in self.there for v in op.ins[:consts]] + kept[:carry]
+        inner = _Placer(body, self.layouts, self.layers, {b for b, flag in zip(body.ins, given, strict=False) if flag}, kept)
         pairs = list(zip(op.ins[consts + carry :], body.ins[consts + carry :], strict=True))
         cut = self._slices(list(dict.fromkeys(v for v, _ in pairs if away(v))))
         # a slice comes under the name that the body has for it
@@ -321,7 +331,7 @@ def _stream(consts: int, carry: int, length: int, outside: Sequence[bool], store
 def _layers(graph: Graph, layouts: Layouts) -> set[Any]:
     """The classes of the dimensions that loops run over: layers."""
     found = set()
-    for op in graph.ops:
+    for op in graph.walk():
         if op.name == "scan":
             consts, carry = scan_split(op)
             found |= {layouts.classes.find((v, 0)) for v in (*op.ins[consts + carry :], *op.outs[carry:])}
