@@ -28,13 +28,11 @@ from rich.console import Console
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
+from wsejax.training import distributed
 from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
-from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
+from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
-from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import (
-    MetricsLog,
-    RunDirectory,
     RunDirectoryError,
     available_host_bytes,
     check_run_directory,
@@ -42,6 +40,7 @@ from wsejax.training.rundir import (
     write_atomically,
 )
 from wsejax.training.sampling import continue_text
+from wsejax.training.shares import lay_out
 from wsejax.training.state import (
     TrainState,
     abstract_like,
@@ -51,10 +50,15 @@ from wsejax.training.state import (
     split_model,
 )
 
+from .processes import Feed, facts, held_out_on, open_log, stopper
 from .recorder import DivergedError, Recorder, progress_bar
 from .settings import Settings
 
 PROMPT = b"def "
+EXPECTED = (
+    *(DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, distributed.DistributedError),
+    *(wse.UnsupportedOpError, OSError),
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def prepare(settings: Settings) -> Run:
         f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
         available_bytes=available_host_bytes(),
     )
-    wafer = settings.wafer.build()
+    wafer = settings.wafer.build(distributed.process_count())
     corpus = load_corpus(settings.data, context=config.context)
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
@@ -135,6 +139,8 @@ class Machine:
     evaluate: Callable[..., Any]
     state_shardings: Any
     params_shardings: Any
+    batch_shardings: Any
+    held_out: Sequence[Any]
     audit: str
 
 
@@ -157,12 +163,17 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
             jax.jit(run.loss),
             device,
             device,
+            device,
+            run.held_out,
             "plain jax.jit on one device: nothing ran on a wafer",
         )
     on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
     lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
-    machine = Machine(on_wafer, evaluate, lowered.in_shardings[0], lowered_evaluate.in_shardings[0], str(lowered.audit()))
+    params_shardings, held_out_shardings = lowered_evaluate.in_shardings
+    state_shardings, batch_shardings = lowered.in_shardings
+    held_out = held_out_on(held_out_shardings, run.held_out)
+    machine = Machine(on_wafer, evaluate, state_shardings, params_shardings, batch_shardings, held_out, str(lowered.audit()))
     return replace(machine, step=lowered.compile(), evaluate=lowered_evaluate.compile()) if compiled else machine
 
 
@@ -180,12 +191,14 @@ def without(run: Run, state: TrainState, died: Death, step: int) -> tuple[Run, M
 
 def describe(run: Run, machine: Machine, folder: Path) -> None:
     """Write down which operations run on the fabric, and draw the wafer."""
+    if not distributed.is_first():
+        return
     write_atomically(folder / "audit.txt", machine.audit + "\n")
     if run.wafer is not None:
         plot_wafer(run.wafer, folder / "wafer.png")
 
 
-def train(run: Run, machine: Machine, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
+def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[TrainState, Any, bool]:
     """Train to the last step or until told to stop. Returns the state, the metrics, and whether the run is
     complete."""
     settings = run.settings
@@ -193,29 +206,31 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
     def say(message: str) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
-    describe(run, machine, directory.path)
+    batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings)
+    describe(run, machine, folder)
 
     with (
-        Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say) as checkpoints,
-        GracefulStop(say) as stop,
+        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say) as checkpoints,
+        stopper(say) as stop,
+        distributed.Watch(settings.distributed.deadline_seconds) as watch_peers,
         ExitStack() as stack,
     ):
         restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings))
         if restored is None:
-            state, start = jax.device_put(run.initial_state(), machine.state_shardings), 0
+            state, start = lay_out(run.initial_state(), machine.state_shardings), 0
         else:
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
-        watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
-        log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
+        watch = DeathWatch(folder, run.wafer, run.deaths, say)
+        log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
         progress = stack.enter_context(progress_bar(console))
         recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
         step = saved = start
         while step < settings.steps and not stop.asked:
             if died := watch.due(step, run.wafer):
                 recorder.flush()
+                watch_peers.pause()
                 try:
                     run, machine, state, event = without(run, state, died, step)
                 except LostWaferError as error:
@@ -226,25 +241,27 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
                     ) from error
                 watch.record(event)
                 say(str(event))
-                describe(run, machine, directory.path)
+                describe(run, machine, folder)
                 recorder.restart_clock()
             step += 1
             state, metrics = machine.step(state, next(batches))
             recorder.add(step, metrics)
+            watch_peers.step()
             last = step == settings.steps
             if last or step % settings.eval_every == 0:
-                recorder.flush(partial(validation_loss, machine, state.params, run.held_out))
+                recorder.flush(partial(validation_loss, machine, state.params))
             if last or step % settings.checkpoint_every == 0:
                 saved = save(checkpoints, recorder, step, state, batches)
         if step > saved:
             save(checkpoints, recorder, step, state, batches)
+        checkpoints.wait()
     return state, log, step == settings.steps
 
 
-def validation_loss(machine: Machine, params: Any, held_out: Sequence[Any]) -> float:
+def validation_loss(machine: Machine, params: Any) -> float:
     """Mean loss over the validation batches, nats per byte."""
     params = jax.device_put(params, machine.params_shardings)
-    return float(np.mean([float(machine.evaluate(params, batch)) for batch in held_out]))
+    return float(np.mean([float(machine.evaluate(params, batch)) for batch in machine.held_out]))
 
 
 def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainState, batches: Any) -> int:
@@ -255,12 +272,15 @@ def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainSt
     return step
 
 
-def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> None:
+def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
     """Write the sample and the picture of the loss, and say where everything is."""
     out = run.settings.out
+    params = distributed.fetch(state.params)
+    if not distributed.is_first():
+        return
     written = continue_text(
         run.apply,
-        state.params,
+        params,
         PROMPT,
         count=run.settings.sample_bytes,
         context=run.config.context,
@@ -300,9 +320,21 @@ def _this_python() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
     settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
-    console = Console()
     try:
-        run = prepare(settings)
+        return _main(settings)
+    except distributed.LostPeerError as error:
+        distributed.end(str(error))
+        raise
+    finally:
+        distributed.leave()
+
+
+def _main(settings: Settings) -> int:
+    try:
+        settings.distributed.join()
+        run = distributed.together(lambda: prepare(settings), (ValueError, OSError, MemoryError))
+        distributed.agree("configuration, code or data", facts(run.identity, run.corpus.digest, run.wafer and run.wafer.defects.digest))
+        console = Console(quiet=not distributed.is_first())
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
@@ -311,12 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with console.status("planning the step"):
             machine = on_machine(run)
-        with RunDirectory(settings.out, run.identity, about) as directory:
-            state, log, complete = train(run, machine, directory, console)
+        distributed.agree("the planned program", {"audit": machine.audit})
+        with distributed.run_folder(settings.out, run.identity, about) as folder:
+            state, log, complete = train(run, machine, folder, console)
             if complete:
                 finish(run, state, log, console)
                 return 0
-    except (DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, wse.UnsupportedOpError, OSError) as error:
+    except EXPECTED as error:
         return _refuse(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
