@@ -30,6 +30,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from wsejax.hardware import request_cpu_devices
+
 from .rundir import RunDirectory, RunDirectoryError, differing_fields
 
 T = TypeVar("T")
@@ -94,6 +96,7 @@ def join(
         _find_coordinator(*where, first=process == 0, timeout_seconds=timeout_seconds)
     _PEERS.phase = f"not all processes came to {coordinator or 'the coordinator'} within {timeout_seconds} seconds; start every one of them"
     _speak_at_abort()
+    request_cpu_devices(1)  # the runtime reads XLA's flags when it connects, and without them bits differ from those of one process
     try:
         jax.distributed.initialize(
             coordinator,
