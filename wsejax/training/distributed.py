@@ -109,7 +109,7 @@ def join(
     except (RuntimeError, ValueError) as error:  # also what JAX's runtime raises
         found = "" if where else "; where no scheduler says so, give the coordinator, the number of processes and which one this is"
         raise DistributedError(f"the processes did not meet: {' '.join(str(error).split())[:300]}{found}") from error
-    _PEERS.phase = "another process was lost"
+    _PEERS.phase = "JAX's runtime found a process dead or silent and ended this one"
 
 
 def _checked(coordinator: str | None, processes: int | None, process: int | None) -> tuple[str, int]:
@@ -295,7 +295,7 @@ def _is_held(lock: Path) -> bool:
 def end(reason: str, *, looking_seconds: float = _NAMING_SECONDS) -> None:
     """Say what happened and end this process, whatever hangs in it."""
     gone = lost_peers(_PEERS.folder, wait_seconds=looking_seconds)
-    names = f"process {', '.join(map(str, gone))} of {jax.process_count()} is gone; " if gone else ""
+    names = f"process {', '.join(map(str, gone))} of {jax.process_count()} is gone: " if gone else ""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     text = f"error: {names}{reason}. The same commands, one for every process, go on from the newest checkpoint\n"
@@ -340,7 +340,7 @@ class Watch:
         self._over.set()
         # what a collective raises when its peer is gone is a bare ValueError or RuntimeError, so the locks decide
         if process_count() > 1 and isinstance(error, Exception) and lost_peers(_PEERS.folder, wait_seconds=_NAMING_SECONDS):
-            end(f"so a step failed here ({' '.join(str(error).split())[:160]})")
+            end(f"a step failed here ({' '.join(str(error).split())[:160]})")
 
     def _look(self) -> None:
         while not self._over.wait(min(1.0, self._deadline_seconds / 4)):
