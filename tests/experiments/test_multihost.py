@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,11 +27,17 @@ from wsejax.training.distributed import EXIT_LOST_PEER
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("wsejax", "models", "experiments")
-FLAGS = (
+
+
+def flags_of(line: str) -> list[str]:
+    return line.split()
+
+
+FLAGS = flags_of(
     "--model.layers 2 --model.heads 2 --model.width 16 --model.context 16 --batch 4 --steps 40 --eval-every 20 --eval-batches 2 "
     "--checkpoint-every 5 --sample-bytes 20 --optimiser.warmup-steps 2 --wafer.rows 10 --wafer.cols 10 --wafer.tiles 2 2 "
     "--wafer.dead-pe-fraction 0.05 --keep 20"
-).split()
+)
 ROW, COLUMN = ["--wafer.devices", "1", "2"], ["--wafer.devices", "2", "1"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -59,17 +66,9 @@ class Place:
     def start(self, out: Path, process: int, port: int, *flags: str, cwd: Path = ROOT) -> subprocess.Popen:
         where = f"--distributed.coordinator localhost:{port} --distributed.processes 2 --distributed.process {process}".split()
         environment = self.environment | {"PYTHONPATH": str(cwd)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace", "start_new_session": True}
         times = ["--distributed.deadline-seconds", "60", "--distributed.join-seconds", "100"]
-        return subprocess.Popen(
-            self.command(out, *where, *times, *flags),
-            cwd=cwd,
-            env=environment,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            **pipes,
-        )
+        return subprocess.Popen(self.command(out, *where, *times, *flags), cwd=cwd, env=environment, **how)
 
     @contextlib.contextmanager
     def both(self, out: Path, *flags: str, second: tuple[str, ...] = (), second_cwd: Path = ROOT) -> Iterator[list[subprocess.Popen]]:
@@ -232,12 +231,12 @@ def test_a_stop_at_one_stops_both_after_the_same_step(place, alone, tmp_path, pr
 
 def test_a_process_that_falls_silent_ends_the_other_within_the_deadline(place, tmp_path):
     out = tmp_path / "run"
-    with place.both(out, *ROW, "--distributed.deadline-seconds", "6") as started:
+    with place.both(out, *ROW, "--distributed.deadline-seconds", "20") as started:
         rows_written(out, 5, started)
         started[1].send_signal(signal.SIGSTOP)
         begin = time.monotonic()
-        (_, said), *_ = ends(started[:1], 60)
-        assert time.monotonic() - begin < 30
+        (_, said), *_ = ends(started[:1], 120)
+        assert time.monotonic() - begin < 60
     assert started[0].returncode == EXIT_LOST_PEER
     assert "error: " in said and "go on from the newest checkpoint" in said
 
