@@ -14,6 +14,7 @@ import tyro
 
 import wsejax as wse
 from models.gpt import PRESETS, GPTConfig
+from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 
@@ -71,16 +72,16 @@ class WaferSettings:
     """JAX devices (rows, columns) that emulate the wafer; must divide the tiles. On CPU they are virtual. Never
     changes a result."""
 
-    def build(self, processes: int = 1) -> wse.Wafer | None:
-        """The wafer, or None where it is off, its devices dealt evenly to so many processes. Raises ValueError or OSError for what
-        cannot be built."""
-        count = self.devices[0] * self.devices[1]
-        if processes > 1 and (self.off or count % processes):
-            what = "--wafer.off is one device" if self.off else f"--wafer.devices {self.devices[0]} {self.devices[1]} are {count} devices"
-            raise ValueError(f"{what}, which {processes} processes cannot share; give devices in multiples of the processes")
+    def build(self, groups: int = 1, processes: int = 1) -> wse.Wafer | None:
+        """The wafer, or None where it is off; `groups` of its devices are asked for, an equal part of them in each process. Raises
+        ValueError or OSError for what cannot be built."""
+        count = 1 if self.off else groups * self.devices[0] * self.devices[1]
+        if processes > 1 and count % processes:
+            what = "--wafer.off" if self.off else f"--wafer.devices {self.devices[0]} {self.devices[1]}, --cluster.groups {groups}"
+            raise ValueError(f"{what}: {processes} processes cannot share {count} device(s); give devices in multiples of the processes")
         if self.off:
             return None
-        if min(self.devices) > 0:  # else Wafer says what is wrong with it
+        if min(*self.devices, groups) > 0:  # else Wafer or Cluster says what is wrong with it
             wse.request_cpu_devices(count // processes)
         spec = getattr(wse, self.preset).scaled(self.rows, self.cols)
         if self.defects_file is not None:
@@ -93,6 +94,40 @@ class WaferSettings:
                 seed=self.defect_seed,
             )
         return wse.Wafer(spec, defects=defects, tiles=self.tiles, devices=self.devices)
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Several wafers, and the memory outside them."""
+
+    systems: int = 1
+    """Wafers that share each batch. Sums over them change rounding, nothing else."""
+    execution: Literal["auto", "resident", "streamed"] = "resident"
+    """Where the training state lives: on the wafers, or in MemoryX, from which it streams in layer by layer; auto: on the
+    wafers if they hold it. Never changes a result."""
+    memoryx: Literal["1.5TB", "12TB", "1.2PB"] = "12TB"
+    """Size of the MemoryX."""
+    prefetch_layers: int = 1
+    """Layers of weights on their way while one is worked on."""
+    arity: int = 4
+    """Wafers or nodes below a node of the tree that joins them (SwarmX)."""
+    groups: int = 1
+    """Groups of JAX devices that emulate the wafers, each of --wafer.devices; must divide the systems. Never changes a
+    result."""
+    instead_of: int | None = None
+    """The run was begun with this many systems and goes on with fewer: the same batches and, up to rounding, the same
+    losses."""
+
+    def build(self, wafer: wse.Wafer) -> wse.Wafer | wse.Cluster:
+        """The machine. Raises ValueError for what cannot be built."""
+        if self.systems == 1 and self.groups == 1 and self.execution == "resident" and self.instead_of is None:
+            return wafer
+        memoryx = dataclasses.replace(MEMORYX[self.memoryx], prefetch_layers=self.prefetch_layers)
+        return wse.Cluster(wafer, self.systems, memoryx, wse.SwarmX(self.arity), groups=self.groups)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a run's numbers."""
+        return {"systems": self.instead_of or self.systems, "arity": self.arity}
 
 
 @dataclass(frozen=True)
@@ -201,6 +236,7 @@ class Settings:
     ] = ()
     """The link between these two neighbouring PEs dies after this step."""
     wafer: WaferSettings = field(default_factory=WaferSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
 
@@ -218,6 +254,10 @@ class Settings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.cluster.systems > self.batch:
+            raise ValueError(f"--cluster.systems {self.cluster.systems}: more wafers than the {self.batch} sequences of a batch (--batch)")
+        if self.wafer.off and self.cluster != ClusterSettings():
+            raise ValueError("--wafer.off with --cluster flags: plain JAX on one device has no cluster; leave one of them out")
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
@@ -254,4 +294,8 @@ class Settings:
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:
             values["wafer"] = {"off": True}
+        if (cluster := self.cluster.identity()) == ClusterSettings().identity():
+            del values["cluster"]
+        else:
+            values["cluster"] = cluster
         return values

@@ -109,7 +109,9 @@ def prepare(settings: Settings) -> Run:
         f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
         available_bytes=available_host_bytes(),
     )
-    wafer = settings.wafer.build(distributed.process_count())
+    wafer = settings.wafer.build(settings.cluster.groups, distributed.process_count())
+    if wafer is not None:
+        settings.cluster.build(wafer)  # refuses what does not fit
     corpus = load_corpus(settings.data, context=config.context)
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
@@ -167,7 +169,9 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
             run.held_out,
             "plain jax.jit on one device: nothing ran on a wafer",
         )
-    on_wafer, evaluate = wse.jit(step, run.wafer, donate_argnums=0), wse.jit(run.loss, run.wafer)
+    target, execution = run.settings.cluster.build(run.wafer), run.settings.cluster.execution
+    streamed: dict[str, Any] = {} if target is run.wafer else {"streamed_argnums": 0, "execution": execution}
+    on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.loss, target, **streamed)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
     lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
     params_shardings, held_out_shardings = lowered_evaluate.in_shardings

@@ -22,7 +22,6 @@ from wsejax.compiler import (
     attention,
     audit,
     check_hlo,
-    jit,
     load_exported,
     register_rule,
     traffic,
@@ -75,6 +74,7 @@ from wsejax.hardware import (
 )
 from wsejax.kernels import pe
 from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
+from wsejax.streaming import jit
 
 __all__ = [
     "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "Comparison",

@@ -275,7 +275,9 @@ def test_a_mistake_in_one_process_is_told_by_both(place, tmp_path):
     with place.both(tmp_path / "run", *ROW, second=("--data", "nothere.txt")) as started:
         assert all(line.startswith("error: process 1: --data nothere.txt does not exist") for line in refused(started))
     with place.both(tmp_path / "run", "--wafer.devices", "1", "1") as started:
-        assert all("process 0, 1: --wafer.devices 1 1 are 1 devices, which 2 processes cannot share" in line for line in refused(started))
+        assert all(
+            "process 0, 1: --wafer.devices 1 1, --cluster.groups 1: 2 processes cannot share 1 device" in line for line in refused(started)
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -304,3 +306,11 @@ def test_a_death_told_while_it_runs_is_taken_by_both_after_the_same_step(place, 
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events] in ([16], [32])
     assert_same_run(alone, out)
+
+
+def test_a_wafer_in_each_process(place, tmp_path):
+    """The same cluster of two wafers, in one process and with a wafer in each of two."""
+    cluster = flags_of("--wafer.devices 1 1 --cluster.systems 2 --cluster.groups 2")
+    place.alone(tmp_path / "alone", *cluster)
+    place.together(tmp_path / "both", *cluster)
+    assert_same_run(tmp_path / "alone", tmp_path / "both")

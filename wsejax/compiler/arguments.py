@@ -39,7 +39,7 @@ def placed(arrays: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[An
       ValueError: arrays lie on the meshes of two wafers.
     """
     lie = [getattr(x, "sharding", None) for x in arrays]
-    meshes = {s.mesh for s in lie if isinstance(s, NamedSharding) and s.mesh.axis_names == fabric.AXES}
+    meshes = {s.mesh for s in lie if isinstance(s, NamedSharding) and set(fabric.AXES) <= set(s.mesh.axis_names)}
     if len(meshes) > 1:
         raise ValueError(
             f"arguments lie on the meshes of {len(meshes)} wafers ({'; '.join(str(dict(m.shape)) for m in meshes)}): move them to one "

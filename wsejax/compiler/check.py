@@ -22,25 +22,33 @@ class FabricError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class HloReport:
-    """What a compiled program sends: `permutes` instructions, `links` (source, target) pairs of device numbers, row by row."""
+    """What a compiled program sends: `permutes` instructions, `links` (source, target) pairs of device numbers, group by group and row by
+    row; `devices` of a group; `groups` of them, which emulate the wafers of a cluster."""
 
     permutes: int
     links: frozenset[tuple[int, int]]
     devices: tuple[int, int]
+    groups: int = 1
 
     def __str__(self) -> str:
         rows, cols = self.devices
-        return f"{self.permutes} collective-permutes over {len(self.links)} links of {rows} x {cols} devices, no other collective"
+        many = f"{rows} x {cols} devices" if self.groups == 1 else f"{self.groups} groups of {rows} x {cols} devices"
+        return f"{self.permutes} collective-permutes over {len(self.links)} links of {many}, no other collective"
 
 
-def check_hlo(compiled: Any, devices: tuple[int, int] | None = None) -> HloReport:
+def check_hlo(
+    compiled: Any, devices: tuple[int, int] | None = None, groups: int = 1, tree: frozenset[frozenset[int]] = frozenset()
+) -> HloReport:
     """Verify that a compiled program has no collective but collective-permute, between neighbours on the device mesh.
 
-    A pair is of neighbours if it is one hop along one axis, or two hops that are a step of the ring folded into that axis.
+    A pair is of neighbours if it is one hop along one axis, or two hops that are a step of the ring folded into that axis; or if it joins
+    the same place of two groups of devices that are neighbours in the tree of a cluster.
 
     Args:
       compiled: what `wse.jit(...).lower(...).compile()` gives, or any object with `as_text()`, or the text of an optimised HLO module.
-      devices: (rows, cols) of the device mesh; needed where `compiled` is not ours.
+      devices: (rows, cols) of the device mesh, of one group; needed where `compiled` is not ours.
+      groups: of devices, the leading axis of the mesh.
+      tree: the pairs of groups that may talk (`fabric.swarm.edges`).
 
     Raises:
       FabricError: the first instruction that breaks the law.
@@ -61,14 +69,18 @@ def check_hlo(compiled: Any, devices: tuple[int, int] | None = None) -> HloRepor
         permutes += 1
         pairs = found.group(1).split("}}")[0] + "}"
         for a, b in ((int(a), int(b)) for a, b in PAIR.findall(pairs)):
-            (ya, xa), (yb, xb) = divmod(a, cols), divmod(b, cols)
-            if (ya == yb) == (xa == xb) or max(ya, yb) >= rows:
-                raise FabricError(f"device {a} sends to {b}, which are not on one line of {rows} x {cols}: {_shown(line)}")
+            (ga, here), (gb, there) = divmod(a, rows * cols), divmod(b, rows * cols)
+            (ya, xa), (yb, xb) = divmod(here, cols), divmod(there, cols)
+            links.add((a, b))
+            if max(ga, gb) < groups and here == there and frozenset((ga, gb)) in tree:
+                continue
+            if ga != gb or ga >= groups or (ya == yb) == (xa == xb):
+                neighbours = f", nor in one place of two of the {groups} groups that an edge of the tree joins" if groups > 1 else ""
+                raise FabricError(f"device {a} sends to {b}, which are not on one line of {rows} x {cols}{neighbours}: {_shown(line)}")
             hops = abs(ya - yb) + abs(xa - xb)
             if hops > 2 or (hops == 2 and frozenset((ya, yb) if xa == xb else (xa, xb)) not in steps[0 if xa == xb else 1]):
                 raise FabricError(f"device {a} sends to {b}, {hops} hops away: {_shown(line)}")
-            links.add((a, b))
-    return HloReport(permutes, frozenset(links), (rows, cols))
+    return HloReport(permutes, frozenset(links), (rows, cols), groups)
 
 
 def _shown(line: str) -> str:

@@ -303,6 +303,11 @@ def scan_split(op: Op) -> tuple[int, int]:
     return len(op.ins) - scanned - carry, carry
 
 
+def inner_jaxprs(eqn) -> list[Any]:
+    """The jaxprs that an equation calls, without their constants."""
+    return [_open(inner)[0] for inner in jec.jaxprs_in_params(eqn.params)]
+
+
 COLLECTIVES = {
     "psum", "psum2", "psum_invariant", "pmax", "pmin", PERMUTE, "all_gather", "all_gather_invariant", "all_to_all", "reduce_scatter",
     "psum_scatter", "ragged_all_to_all", "pgather", "pbroadcast",
@@ -321,7 +326,7 @@ def collectives(closed, devices: Mapping[str, int]) -> Iterator[tuple[str, int]]
                 lines = math.prod(n for a, n in devices.items() if a not in axes)
                 yield name, trips * hops * lines * sum(_value(v.aval).size_bytes for v in eqn.invars)
             times = trips * eqn.params["length"] if name == "scan" else trips
-            for inner in jec.jaxprs_in_params(eqn.params):
-                yield from walk(_open(inner)[0], times)
+            for inner in inner_jaxprs(eqn):
+                yield from walk(inner, times)
 
     yield from walk(_open(closed)[0], 1)

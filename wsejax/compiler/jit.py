@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -21,6 +22,7 @@ from wsejax.compiler.arguments import abstract, argument_lines
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import CacheInfo, cache_folder, find
 from wsejax.compiler.extend import inside_wse_jit
+from wsejax.compiler.frame import Frame
 from wsejax.compiler.ir import Graph, Value, read
 from wsejax.compiler.layout import Layouts, choose
 from wsejax.compiler.lowered import Lowered
@@ -78,10 +80,7 @@ def jit(
         )
     donated, static = _numbers(donate_argnums), _numbers(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-    try:  # as jax.jit does, so that a static argument may be given by position or by name
-        known = [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    except (TypeError, ValueError):  # a builtin without a signature
-        known = []
+    known = _positional(fun)  # as in jax.jit a static argument may be given by position or by name
     static = tuple(sorted({_positive(i, known, "static_argnums") for i in static} | {known.index(n) for n in names if n in known}))
     donated = tuple(_positive(i, known, "donate_argnums") for i in donated)
     names = tuple(sorted({*names, *(known[i] for i in static if i < len(known))}))
@@ -104,6 +103,18 @@ def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
     if not isinstance(fun, WaferFunction):
         raise TypeError(f"fun={fun!r}: an audit is of a function on a wafer; give wse.audit(wse.jit(fun, wafer), ...)")
     return fun.lower(*args, **kwargs).audit()
+
+
+def argument_numbers(fun: Callable, argnums: int | Sequence[int], what: str) -> tuple[int, ...]:
+    """Positions of arguments, those from the end counted from the front."""
+    return tuple(_positive(i, _positional(fun), what) for i in _numbers(argnums))
+
+
+def _positional(fun: Callable) -> list[str]:
+    try:
+        return [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError):  # a builtin without a signature, or no function
+        return []
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -136,6 +147,11 @@ class WaferFunction:
         self.fun, self.wafer, self.strict, self._cache = fun, wafer, strict, cache
         self._donated, self._static, self._names, self._in_shardings = donated, static, names, pins
         self._lowered: dict[Any, Lowered] = {}
+
+    @property
+    def static(self) -> tuple[int, ...]:
+        """Positions of the static arguments."""
+        return self._static
 
     def lower(self, *args, **kwargs) -> Lowered:
         """Plan the function for these arguments (arrays or `jax.ShapeDtypeStruct`s); allocates and compiles nothing."""
@@ -189,8 +205,10 @@ class WaferFunction:
             except ValueError as error:
                 raise ValueError(f"in_shardings={self._in_shardings!r}: not a prefix of the positional arguments: {error}") from error
             found |= {n: s for n, (s,) in enumerate(given) if s is not None}
-        shape = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-        return tuple((n, sharding_layout(s, len(flat[n].shape), shape, f"layout of argument {n}")) for n, s in sorted(found.items()))
+        return tuple((n, self._pin(s, len(flat[n].shape), f"layout of argument {n}")) for n, s in sorted(found.items()))
+
+    def _pin(self, sharding: Any, ndim: int, what: str) -> Layout:
+        return sharding_layout(sharding, ndim, dict(zip(fabric.AXES, self.wafer.devices, strict=True)), what)
 
     def _lower(self, shapes, tree, fixed: dict[int, Any], fixed_kw: dict[str, Any], count: int, pins) -> Lowered:
         start = time.perf_counter()
@@ -214,30 +232,62 @@ class WaferFunction:
             finally:
                 inside_wse_jit.reset(token)
         graph = read(closed)
+        name = getattr(self, "__name__", "function")
         _warn_of_closures(graph, getattr(self, "__name__", "the function"))
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
         dynamic, _ = jax.tree.unflatten(tree, list(numbers))
         places = [i for i in range(count) if i not in fixed]
-        donated = [dynamic[places.index(i)] for i in self._donated]
-        same = [pair for arg in donated for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
+        at = lambda argnums: [dynamic[places.index(i)] for i in argnums]
+        taking = lambda args: [pair for arg in args for pair in _taking_place(arg, out, shapes, graph.outs)]
         others = [dynamic[n] for n, i in enumerate(places) if i not in self._donated and n < len(dynamic)]
-        likely = [pair for arg in others for pair in _taking_place(arg, out, shapes, graph.ins, graph.outs)]
-        given_away = tuple(n for arg in donated for n in jax.tree.leaves(arg))
+        traced = Traced(
+            name, graph, shapes, tree, out, taking(at(self._donated)), taking(others), jax.tree.leaves(at(self._donated)), pins, start, at,
+            taking,
+        )  # fmt: skip
+        return self._lowered_from(traced)
+
+    def _lowered_from(self, traced: Traced) -> Lowered:
+        """The plan of what was traced, made when it is asked for."""
+        graph, shapes = traced.graph, traced.shapes
+        values = lambda pairs: [(graph.ins[i], graph.outs[o]) for i, o in pairs]
 
         @functools.cache
         def planned() -> tuple[Layouts, walk.Plan]:
             tiles = dict(zip(fabric.AXES, self.wafer.tiles, strict=True))
             devices = dict(zip(fabric.AXES, self.wafer.devices, strict=True))
-            layouts = choose(graph, tiles, same, likely, {graph.ins[n]: lay for n, lay in pins})
+            pins = {graph.ins[n]: lay for n, lay in traced.pins}
+            layouts = choose(graph, tiles, values(traced.same), values(traced.likely), pins)
             ctx = walk.Context(layouts, tiles, devices, self.strict, self.wafer.reduction, self.wafer.accumulate)
             return layouts, walk.plan(graph, ctx)
 
-        name, options = getattr(self, "__name__", "function"), {"donated": given_away, "pinned": pins, "strict": self.strict}
-        entry, why = find(self._cache, name, graph, argument_lines(shapes, tree), options, [*same, *likely], self.wafer)
+        options = {"donated": tuple(traced.given_away), "pinned": traced.pins, "strict": self.strict}
+        lines = argument_lines(shapes, traced.in_tree)
+        pairs = values([*traced.same, *traced.likely])
+        entry, why = find(self._cache, traced.name, graph, lines, options, pairs, self.wafer)
         if entry is None or not entry.found:
             planned()  # refuses what it cannot do; what is stored was planned before
-        info = CacheInfo("off", time.perf_counter() - start, why=why)
-        return Lowered(name, self.wafer, planned, shapes, tree, jax.tree.structure(out), given_away, entry, info)
+        info = CacheInfo("off", time.perf_counter() - traced.start, why=why)
+        trees = traced.in_tree, jax.tree.structure(traced.out)
+        return Lowered(traced.name, Frame(self.wafer), planned, shapes, *trees, tuple(traced.given_away), entry, info)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A function as it was traced for some shapes. Pairs are (number of a flat argument, number of the flat result that takes its place or
+    looks like it)."""
+
+    name: str
+    graph: Graph
+    shapes: Sequence[jax.ShapeDtypeStruct]
+    in_tree: Any
+    out: Any  # shapes of the results, as they are structured
+    same: Sequence[tuple[int, int]]
+    likely: Sequence[tuple[int, int]]
+    given_away: Sequence[int]
+    pins: tuple[tuple[int, Layout], ...]
+    start: float  # of the work on it, by time.perf_counter
+    arguments: Callable[[Sequence[int]], list[Any]]  # of these positions, as trees of numbers
+    taking_place: Callable[[Sequence[Any]], list[tuple[int, int]]]  # pairs of arguments given as such trees
 
 
 def _arrays(arguments, flat: list[Any]) -> list[Any]:
@@ -267,8 +317,8 @@ def _warn_of_closures(graph: Graph, name: str) -> None:
         )
 
 
-def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list[tuple[Value, Value]]:
-    """Pairs of a donated argument's arrays and those of the first result with the same structure and shapes."""
+def _taking_place(arg, out, shapes, outs: list[Value]) -> list[tuple[int, int]]:
+    """Numbers of a donated argument's arrays and of those of the first result with the same structure and shapes."""
     numbered = jax.tree.unflatten(jax.tree.structure(out), list(range(len(outs))))
     wanted = [shapes[n] for n in jax.tree.leaves(arg)]
     for part in (numbered, *(numbered if isinstance(numbered, tuple | list) else ())):
@@ -276,5 +326,5 @@ def _taking_place(arg, out, shapes, ins: list[Value], outs: list[Value]) -> list
         if jax.tree.structure(part) == jax.tree.structure(arg) and [(outs[n].shape, outs[n].dtype) for n in leaves] == [
             (s.shape, s.dtype) for s in wanted
         ]:
-            return [(ins[i], outs[o]) for i, o in zip(jax.tree.leaves(arg), leaves, strict=True)]
+            return list(zip(jax.tree.leaves(arg), leaves, strict=True))
     return []

@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from wsejax import fabric
 from wsejax.compiler import walk
-from wsejax.compiler.arguments import on_mesh, placed
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import LOG, CacheInfo, Entry
-from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.check import HloReport
 from wsejax.compiler.export import Exported, export
+from wsejax.compiler.frame import Frame
 from wsejax.compiler.ir import Value
 from wsejax.compiler.layout import Layouts
+from wsejax.compiler.live import peak_bytes
 from wsejax.compiler.program import Array, Program
 from wsejax.compiler.work import weights_of
 from wsejax.hardware.wafer import Wafer
@@ -32,7 +32,7 @@ class Lowered:
     """A function planned for one wafer and one set of shapes, as `jax.stages.Lowered`."""
 
     _name: str
-    wafer: Wafer
+    _frame: Frame
     _planned: Callable[[], tuple[Layouts, walk.Plan]]
     _shapes: Sequence[jax.ShapeDtypeStruct]
     _in_tree: Any
@@ -41,6 +41,12 @@ class Lowered:
     _entry: Entry | None
     _info: CacheInfo
     _checked: HloReport | None = None
+    _weights: tuple[int, ...] | None = None  # numbers of the arguments, where the plan's graph no longer shows them
+
+    @property
+    def wafer(self) -> Wafer:
+        """The wafer that it is planned for; of a cluster, each of them."""
+        return self._frame.wafer
 
     @property
     def plan(self) -> walk.Plan:
@@ -59,8 +65,14 @@ class Lowered:
     def weights(self) -> tuple[Value, ...]:
         """The floating-point arguments that products or tables read; where arguments are donated (a training state), those among them."""
         given_away = {self.plan.graph.ins[n] for n in self._given_away}
-        found = weights_of(self.plan.graph)
+        ins = self.plan.graph.ins
+        found = weights_of(self.plan.graph) if self._weights is None else [ins[n] for n in self._weights]
         return tuple(v for v in found if v in given_away) or tuple(found)
+
+    def device_bytes(self) -> int:
+        """The most device memory that one device needs at one time, in bytes, counted by the lives of the program's values (`live.py`);
+        what is streamed counts while it is on the wafer."""
+        return peak_bytes(self._jitted.trace(*self._frame.shapes(self._shapes, self._flat_in_shardings)).jaxpr, frozenset(self._given_away))
 
     @property
     def donated(self) -> tuple[int, ...]:
@@ -94,18 +106,18 @@ class Lowered:
 
     @functools.cached_property
     def _flat_in_shardings(self) -> list[NamedSharding]:
-        return on_mesh(self.wafer.mesh, self._layouts[0])
+        return self._frame.shardings(self._layouts[0])
 
     @property
     def in_shardings(self):
         """`NamedSharding` of every dynamic argument: a tuple like the arguments, or (tuple, dict) where there are keyword arguments."""
-        args, kwargs = jax.tree.unflatten(self._in_tree, self._flat_in_shardings)
+        args, kwargs = jax.tree.unflatten(self._in_tree, self._frame.given_shardings(self._layouts[0]))
         return (args, kwargs) if kwargs else args
 
     @property
     def out_shardings(self):
         """`NamedSharding` of every result, in the structure of the results."""
-        return jax.tree.unflatten(self._out_tree, on_mesh(self.wafer.mesh, self._layouts[1]))
+        return jax.tree.unflatten(self._out_tree, self._frame.given_shardings(self._layouts[1], results=True))
 
     def layouts(self) -> str:
         """The chosen layouts as text, with the reason for each split dimension: arguments, results, and what products and pins make."""
@@ -126,9 +138,7 @@ class Lowered:
 
     @functools.cached_property
     def _jitted(self):
-        mesh = self.wafer.mesh
-        specs = lambda layouts: tuple(PartitionSpec(*lay) for lay in layouts)
-        values, ins = self.plan.graph.ins, self.plan.ins
+        values = self.plan.graph.ins
         # arrays without elements are made inside: XLA's partitioner takes no program whose only operands they are
         empty = [0 in v.shape and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended) for v in values]
 
@@ -137,13 +147,15 @@ class Lowered:
             every = [jax.numpy.zeros(v.shape, v.dtype) if e else next(left) for v, e in zip(values, empty, strict=True)]
             return tuple(walk.run(self.plan, *every))
 
-        mapped = fabric.on_mesh(run, mesh, specs([lay for lay, e in zip(ins, empty, strict=True) if not e]), specs(self.plan.outs))
-        body = lambda *flat: mapped(*(x for x, e in zip(flat, empty, strict=True) if not e))
-        return jax.jit(body, in_shardings=tuple(self._flat_in_shardings), donate_argnums=self._given_away)
+        ins = [(n, lay) for n, lay in enumerate(self.plan.ins) if not empty[n]]
+        mapped = self._frame.on_devices(run, ins, self.plan.outs)
+        body = lambda *flat: mapped(*(flat[n] for n, _ in ins))
+        shardings = {"in_shardings": tuple(self._flat_in_shardings), **self._frame.jit_options(self.plan.outs)}
+        return jax.jit(body, donate_argnums=self._given_away, **shardings)
 
     @functools.cached_property
     def _stage(self):
-        return self._jitted.lower(*self._shapes)
+        return self._jitted.lower(*self._frame.shapes(self._shapes, self._flat_in_shardings))
 
     def as_text(self) -> str:
         """The StableHLO text handed to XLA."""
@@ -152,7 +164,7 @@ class Lowered:
     def compile(self) -> Compiled:
         """Compile for the wafer's devices."""
         compiled = Compiled(self, *self._ready)
-        self._checked = self._checked or check_hlo(compiled)
+        self._checked = self._checked or self._frame.check(compiled)
         return compiled
 
     @functools.cached_property
@@ -185,12 +197,13 @@ class Lowered:
         Raises:
           ValueError: arguments lie on the meshes of two wafers.
         """
-        return placed(flat, self._flat_in_shardings)
+        return self._frame.place(flat, self._flat_in_shardings)
 
     def run(self, flat: Sequence[Any]):
         """Run on flat dynamic arguments. What the cache holds cannot be traced again, so tracers take the function itself."""
         cached = self._entry is not None and not any(isinstance(x, jax.core.Tracer) for x in flat)
-        return jax.tree.unflatten(self._out_tree, (self._ready[0] if cached else self._jitted)(*self.place(flat)))
+        results = (self._ready[0] if cached else self._jitted)(*self.place(flat))
+        return jax.tree.unflatten(self._out_tree, self._frame.results(results))
 
 
 @dataclasses.dataclass(eq=False)
@@ -217,4 +230,4 @@ class Compiled:
             raise ValueError(
                 f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure"
             )
-        return jax.tree.unflatten(self.lowered._out_tree, self.stage(*self.lowered.place(flat)))
+        return jax.tree.unflatten(self.lowered._out_tree, self.lowered._frame.results(self.stage(*self.lowered.place(flat))))

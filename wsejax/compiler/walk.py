@@ -48,6 +48,7 @@ class Context:
     strict: bool
     reduction: str = "chain"
     accumulate: str = "float32"
+    side_by_side: bool = False  # devices may work on the blocks of several wafers at once, and on how many must not show in the bits
     numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
 
     def number(self, value: Value) -> int:
@@ -60,7 +61,11 @@ class Context:
     @property
     def steady(self) -> bool:
         """Whether bits could depend on the devices: a wafer of one tile has one device, and computes as plain JAX does."""
-        return math.prod(self.tiles.values()) > 1
+        return self.side_by_side or math.prod(self.tiles.values()) > 1
+
+    def steadies(self, layout: Layout) -> bool:
+        """Whether the bits of a result in this layout could."""
+        return self.side_by_side or (self.steady and any(layout))
 
     def block(self, shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
         """Shape of a device's block."""
@@ -178,7 +183,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Pl
 
 def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:
     """The calls of a step, the first with the op's work; of an op that needs no fabric, a local one. Loops' calls have theirs."""
-    if op.bodies:
+    if op.bodies or op.primitive is None:
         return list(step.calls)
     calls = list(step.calls) or [ctx.call("local", op.name, op, step.ins, step.outs)]
     work = work_of(op, step.ins, step.outs, ctx.reduction)

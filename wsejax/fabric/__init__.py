@@ -1,5 +1,6 @@
 """How data moves: nearest-neighbour shifts and what is built from them. The only place that names `ppermute`."""
 
+from wsejax.fabric import swarm
 from wsejax.fabric.collectives import (
     all_gather,
     all_reduce,
@@ -20,5 +21,5 @@ __all__ = [
     "AXES", "COUNTING", "DIRECTIONS", "PERMUTE", "SHIFTS", "SHIFT_NAMES", "Physical", "all_gather", "all_reduce", "broadcast", "collect",
     "coordinate", "exchange", "extent", "gather", "hop", "in_order", "index", "line_index", "machine", "on_mesh", "on_wafer", "physical_of",
     "poison", "reduce", "repeat", "ring_order", "ring_pass", "ring_places", "ring_shift", "ring_tiles", "run_along", "shift", "size",
-    "spread_along", "total_along", "unrolling",
+    "spread_along", "swarm", "total_along", "unrolling",
 ]  # fmt: skip

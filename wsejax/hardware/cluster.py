@@ -132,10 +132,9 @@ class Cluster:
                 raise ValueError(f"groups={groups!r} and mesh={mesh!r}: give one of the two, a mesh fixes its groups")
             if not isinstance(mesh, Mesh) or mesh.axis_names != CLUSTER_AXES:
                 raise ValueError(f"mesh={mesh!r}: give a jax.sharding.Mesh with the axes {CLUSTER_AXES}")
-            groups = mesh.shape["wafer"]
             if (mesh.shape["y"], mesh.shape["x"]) != wafer.devices:
                 wafer = wafer.replace(devices=(mesh.shape["y"], mesh.shape["x"]), tiles=wafer.tiles)
-        groups = _groups(systems, groups, wafer.devices) if mesh is None else groups
+        groups = _groups(systems, groups, wafer.devices) if mesh is None else int(mesh.shape["wafer"])
         if systems % groups:
             raise ValueError(f"groups={groups}: does not divide systems={systems}; each group of devices emulates equally many wafers")
         values = {"wafer": wafer, "systems": systems, "memoryx": memoryx, "swarmx": swarmx, "groups": groups, "_mesh": mesh}

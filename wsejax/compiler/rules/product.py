@@ -24,7 +24,7 @@ def dot_general(op: Op, ctx: Context) -> Step:
 
     def run(x, y):
         keep = {k: op.params[k] for k in ("preferred_element_type", "precision")}
-        keep |= {"steady": ctx.steady and any(out), "accumulate": accumulate}
+        keep |= {"steady": ctx.steadies(out), "accumulate": accumulate}
         return [summa(x, y, op.params["dimension_numbers"], moves, [a.shape, b.shape], ctx.tiles, **keep)]
 
     flops = dot_flops(a, b, op.outs[0], ac)

@@ -44,10 +44,14 @@ def reduction(op: Op, ctx: Context) -> Step:
     # Rounding makes the order of a sum matter. A maximum has the same bits in any order, but XLA would hand it, with the element-wise work
     # around it, to a library that has its own exponential, if the block is large enough.
     rounds, neutral = jnp.issubdtype(x.dtype, jnp.inexact), identity(op.name, x.dtype)
+    # A sum over layers and more goes over the layers last, as it must where they stream through one by one (a global norm).
+    late = len(axes) > 1 and 0 in axes and lay[0] is None
 
     def local(block, dims):
-        if rounds and ctx.steady and any(lay):
-            return tree_reduce(block, dims, COMBINE[op.name], neutral)
+        if rounds and (ctx.steadies(lay) or (ctx.steady and late)):
+            first = tuple(d for d in dims if d) if late else dims
+            block = tree_reduce(block, first, COMBINE[op.name], neutral)
+            return tree_reduce(block, (0,), COMBINE[op.name], neutral) if late else block
         return op.bind(block, axes=dims)[0]
 
     if not lines:

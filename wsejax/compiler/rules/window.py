@@ -37,7 +37,7 @@ def conv_general_dilated(op: Op, ctx: Context) -> Step:
 
     def run(*blocks):
         x_, w_ = (relayout(b, *move, v.shape, ctx.tiles) for b, move, v in zip(blocks, moves, op.ins, strict=True))
-        if not (ctx.steady and any(lay_out)):
+        if not ctx.steadies(lay_out):
             return op.bind(x_, w_, feature_group_count=max(1, feature_groups // share), batch_group_count=max(1, batch_groups // share))
         x_, w_ = lax.optimization_barrier((x_.transpose(dims.lhs_spec), w_.transpose(dims.rhs_spec)))
         y = conv(
