@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -239,7 +241,8 @@ from wsejax.training.distributed import gather, gather_text
 jax.config.update("jax_platforms", "cpu")
 port, process = sys.argv[1], int(sys.argv[2])
 request_cpu_devices(1 + process)  # as if somebody had started them with other flags
-join(f"localhost:{port}", 2, process, timeout_seconds=60, deadline_seconds=30)
+where = (None, None, None) if port == "slurm" else (f"localhost:{port}", 2, process)
+join(*where, timeout_seconds=60, deadline_seconds=30)
 assert process_count() == 2 and is_first() == (process == 0) and len(jax.devices()) == 3
 assert gather(np.full(2, process, np.uint32)).tolist() == [[0, 0], [1, 1]]
 assert gather_text("é" * process * 3) == ["", "ééé"]
@@ -254,21 +257,46 @@ leave()
 """
 
 
-def test_two_processes_meet_late_and_tell_each_other_what_differs():
-    port = free_port()
-    start = lambda process: subprocess.Popen(
-        [sys.executable, "-c", MEETING, str(port), str(process)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    second = start(1)  # before there is a coordinator
-    time.sleep(1.5)
-    first = start(0)
+@contextlib.contextmanager
+def meeting(port: str, process: int, **environment: str) -> Iterator[subprocess.Popen]:
+    """One of the two, killed in the end whatever it does."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}  # of this process
+    how: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", MEETING, port, str(process)]
+    started = subprocess.Popen(command, cwd=ROOT, env=inherited | {"PYTHONPATH": str(ROOT)} | environment, **how)
     try:
-        said = [process.communicate(timeout=120)[1] for process in (first, second)]
+        yield started
     finally:
-        for process in (first, second):
-            process.send_signal(signal.SIGKILL)
-    assert (first.returncode, second.returncode) == (0, 0), said
+        started.kill()
+        started.communicate()
+
+
+def told_what_differs(started: list[subprocess.Popen]) -> None:
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
     for text in said:
         assert "the processes differ in seeds" in text and "process 1: seed: 0 -> 1" in text
         assert "process 1: invalid literal for int() with base 10: 'x'" in text
+
+
+def test_two_processes_meet_late_and_tell_each_other_what_differs():
+    port = str(free_port())
+    with meeting(port, 1) as second:  # before there is a coordinator
+        time.sleep(1.5)
+        with meeting(port, 0) as first:
+            told_what_differs([first, second])
+
+
+def test_a_scheduler_says_who_they_are():
+    """What Slurm sets in each task of a step; JAX takes the coordinator's port from the number of the job."""
+    job = next(n for n in random.Random(time.time()).sample(range(4096), 4096) if _is_free(n + 61440))
+    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    task = lambda n: step | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}
+    with meeting("slurm", 0, **task(0)) as first, meeting("slurm", 1, **task(1)) as second:
+        told_what_differs([first, second])
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+        return True
+    return False
