@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-import models
-import wsejax
+from wsejax.training import provenance
 from wsejax.training.data import Corpus, train_batches
 from wsejax.training.distributed import CommonStop, is_first, process_count
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import MetricsLog
 from wsejax.training.shares import Share, lay_out
 
+from .reproduce import sources
+
 _NUMERIC = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")  # environment that may change what a program computes
 _PER_PROCESS = ("JAX_COORDINATOR", "JAX_PROCESS", "JAX_LOCAL", "JAX_NUM", "JAX_COMPILATION_CACHE", "JAX_DEBUG", "JAX_LOG")
 
 
-def source_digest(folder: Path) -> str:
-    """SHA-256, in hex, over names and contents of the Python files in a folder, wherever it lies."""
-    content = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py"), key=lambda file: file.relative_to(folder).as_posix()):
-        content.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return content.hexdigest()
-
-
 def facts(identity: Mapping[str, Any], data_digest: str, defects_digest: str | None) -> dict[str, Any]:
     """What has to be the same in every process: the configuration, text, what has died so far, sources, versions and environment."""
-    packages = {"wsejax": Path(wsejax.__file__), "models": Path(models.__file__), "experiments": Path(__file__)}
     environment = {name: os.environ[name] for name in os.environ if name.startswith(_NUMERIC) and not name.startswith(_PER_PROCESS)}
     return {
         "config": dict(identity),
         "data": data_digest,
         "defects": defects_digest,
-        "sources": {name: source_digest(path.parent) for name, path in packages.items()},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        "sources": provenance.sources(sources()),
+        "versions": provenance.versions(),
         "environment": environment,
         "devices": len(jax.local_devices()),
     }

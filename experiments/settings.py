@@ -227,6 +227,10 @@ class Settings:
     """Seed of the parameters, the order of the text, dropout and the sample."""
     sample_bytes: int = 600
     """Length of the text sample written at the end."""
+    from_manifest: Annotated[Path | None, tyro.conf.arg(metavar="RUN/manifest.jsonl")] = None
+    """Do the run again that this manifest tells of, in another --out: every flag as it was there. Only what changes no number
+    may be given besides, such as --out, --keep, --wafer.devices, or --data where they lie now; data of other content are
+    refused."""
     model: ModelSettings = field(default_factory=ModelSettings)
     kill_pe: Annotated[tuple[tuple[int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL")] = ()
     """The PE at this physical row and column dies after this step; the run goes on without it, with the very same
@@ -288,7 +292,7 @@ class Settings:
         processes it runs.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link", "distributed"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "distributed", "from_manifest"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

@@ -1,7 +1,7 @@
 """Train a GPT on an emulated wafer: `python -m experiments.train --help`.
 
-The folder given by --out gets config.json, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt and
-checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
+The folder given by --out gets config.json, manifest.jsonl, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt
+and checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
 Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
 folder while the run goes): events.jsonl tells of it, and no loss changes.
 """
@@ -32,6 +32,7 @@ from wsejax.training import distributed
 from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
+from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
     RunDirectoryError,
     available_host_bytes,
@@ -52,6 +53,7 @@ from wsejax.training.state import (
 
 from .processes import Feed, facts, held_out_on, open_log, stopper
 from .recorder import DivergedError, Recorder, progress_bar
+from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
 
 PROMPT = b"def "
@@ -116,6 +118,8 @@ def prepare(settings: Settings) -> Run:
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
+    if settings.from_manifest is not None:
+        check_same_run(settings.from_manifest, identity, corpus)
     deaths = settings.deaths(wafer)
     if check_run_directory(settings.out, identity) and wafer is not None:
         past = history(settings.out)
@@ -146,18 +150,19 @@ class Machine:
     audit: str
 
 
+def train_step(run: Run) -> Callable[..., Any]:
+    """One step of the run, as a pure function of state and batch."""
+    rate = run.settings.optimiser.schedule(run.settings.steps)
+    return make_train_step(run.loss, run.tx, learning_rate=rate, stochastic=run.config.dropout > 0)
+
+
 def on_machine(run: Run, *, compiled: bool = False) -> Machine:
     """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off. On a wafer `compiled`
     compiles at once instead of at the first call.
 
     Raises wse.UnsupportedOpError for an operation that the wafer has no rule for.
     """
-    step = make_train_step(
-        run.loss,
-        run.tx,
-        learning_rate=run.settings.optimiser.schedule(run.settings.steps),
-        stochastic=run.config.dropout > 0,
-    )
+    step = train_step(run)
     if run.wafer is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return Machine(
@@ -211,15 +216,17 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
     batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings)
+    program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
+    manifest = Provenance(folder, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, folder)
 
     with (
-        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say) as checkpoints,
+        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
         stopper(say) as stop,
         distributed.Watch(settings.distributed.deadline_seconds) as watch_peers,
         ExitStack() as stack,
     ):
-        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings))
+        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings), manifest.differs)
         if restored is None:
             state, start = lay_out(run.initial_state(), machine.state_shardings), 0
         else:
@@ -228,6 +235,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
             console.print(f"going on from the checkpoint of step {start}")
         watch = DeathWatch(folder, run.wafer, run.deaths, say)
         log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
+        manifest.started(start)
         progress = stack.enter_context(progress_bar(console))
         recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
         step = saved = start
@@ -244,6 +252,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
                         f"{error}. Nothing is lost: the same command without this death goes on after step {step}"
                     ) from error
                 watch.record(event)
+                manifest.fault(event, run.wafer)
                 say(str(event))
                 describe(run, machine, folder)
                 recorder.restart_clock()
@@ -259,6 +268,8 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
         if step > saved:
             save(checkpoints, recorder, step, state, batches)
         checkpoints.wait()
+        if step == settings.steps:
+            manifest.end(step, state.params)
     return state, log, step == settings.steps
 
 
@@ -323,9 +334,10 @@ def _this_python() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
-    settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
+    read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read_flags()
     try:
-        return _main(settings)
+        return _main(settings, read_flags)
     except distributed.LostPeerError as error:
         distributed.end(str(error))
         raise
@@ -333,9 +345,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         distributed.leave()
 
 
-def _main(settings: Settings) -> int:
+def _main(settings: Settings, read_flags: Callable[..., Settings]) -> int:
     try:
         settings.distributed.join()
+        if settings.from_manifest is not None:  # then its settings are what stands where no flag does
+            origin = settings.from_manifest
+            settings = distributed.together(lambda: read_flags(default=settings_of(origin)), (ValueError, OSError))
         run = distributed.together(lambda: prepare(settings), (ValueError, OSError, MemoryError))
         distributed.agree("configuration, code or data", facts(run.identity, run.corpus.digest, run.wafer and run.wafer.defects.digest))
         console = Console(quiet=not distributed.is_first())

@@ -100,7 +100,7 @@ def whole(text, tmp_path_factory) -> Path:
 
 def test_writes_what_it_promises(whole):
     names = {path.name for path in whole.iterdir() if not path.name.startswith(".")}
-    assert names == {"config.json", "metrics.jsonl", "loss.png", "audit.txt", "sample.txt", "checkpoints"}
+    assert names == {"config.json", "manifest.jsonl", "metrics.jsonl", "loss.png", "audit.txt", "sample.txt", "checkpoints"}
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["step"] for row in rows if "validation_loss" in row] == [4, 8, 12]

@@ -16,6 +16,7 @@ from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
 from .models import Compare, Fit, Models, Validate
 from .output import show
+from .verify import Verify
 
 _named = tyro.conf.subcommand
 COMMANDS: dict[str, Any] = {
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Any] = {
     "models": Models,
     "trace": Trace,
     "validate": Validate,
+    "verify": Verify,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 DESCRIPTION = (
@@ -54,7 +56,8 @@ def version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0, or 2 for what the user can mend, which is then one line on stderr."""
+    """Run from the command line. Returns 0, 1 where `verify` finds a run tampered with, or 2 for what the user can mend, which is then one
+    line on stderr."""
     try:
         status = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -86,7 +89,7 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"error: more than this host's memory: {' '.join(str(error).split())}; ask for something smaller", file=sys.stderr)
         return 2
     show(output, command.json)
-    return 0
+    return output.status
 
 
 def _said(error: Exception) -> str:

@@ -21,10 +21,11 @@ LEAST_WIDTH = 60  # of a table that is still read
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Of a command: `data` is JSON-ready but for numpy's numbers and what is not finite (printed as null), `parts` are printed one below
-    the other."""
+    the other; `status` is what the command returns to the shell."""
 
     data: Mapping[str, Any]
     parts: Sequence[rich.console.RenderableType | str]
+    status: int = 0
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", fold: Mapping[str, int] | None = None) -> Sheet:

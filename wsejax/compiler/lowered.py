@@ -44,6 +44,11 @@ class Lowered:
     _weights: tuple[int, ...] | None = None  # numbers of the arguments, where the plan's graph no longer shows them
 
     @property
+    def out_tree(self) -> Any:
+        """The structure of the results."""
+        return self._out_tree
+
+    @property
     def wafer(self) -> Wafer:
         """The wafer that it is planned for; of a cluster, each of them."""
         return self._frame.wafer

@@ -133,15 +133,15 @@ def whole(value: Value) -> Layout:
     return (None,) * value.ndim
 
 
-def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None) -> Plan:
-    """Plan a graph. The inputs of a loop's body or a branch have their chosen layouts, its results get `outs`. Without `outs` it is
-    the program: what comes in and goes out is an ordinary array, whose dimensions are whole where they would have to be padded.
+def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None, ins: Sequence[Layout] | None = None) -> Plan:
+    """Plan a graph. The inputs of a loop's body or a branch have their chosen layouts (or `ins`), its results get `outs`. Without `outs` it
+    is the program: what comes in and goes out is an ordinary array, whose dimensions are whole where they would have to be padded.
 
     Raises:
       UnsupportedOpError: an op without a rule, in strict mode.
     """
     outside = lambda v: ctx.layouts.unpadded(v) if outs is None else ctx.layouts[v]
-    have: dict[Value, Layout] = {v: outside(v) for v in graph.ins}
+    have: dict[Value, Layout] = dict(zip(graph.ins, ins, strict=True)) if ins is not None else {v: outside(v) for v in graph.ins}
     moved: set[tuple[int, Layout]] = set()
     calls: list[Call] = []
     done: list[Planned] = []

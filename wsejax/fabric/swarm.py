@@ -65,7 +65,8 @@ def deal(x: Any, dim: int, wafers: int, multiple: int = 1) -> Any:
         take = jnp.take if isinstance(x, jax.Array) else np.take
         x = take(x, places.reshape(-1), axis=dim)
         x = x.reshape(*x.shape[:dim], *places.shape, *x.shape[dim + 1 :])
-    return (jnp if isinstance(x, jax.Array) else np).moveaxis(x, dim, 0)
+    numbers: Any = jnp if isinstance(x, jax.Array) else np
+    return numbers.moveaxis(x, dim, 0)
 
 
 def collect(shares: Any, dim: int, size: int, multiple: int = 1) -> Any:

@@ -13,6 +13,7 @@ from wsejax import fabric
 from wsejax.compiler.arguments import placed
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.frame import Frame
+from wsejax.compiler.walk import Context
 from wsejax.fabric import swarm
 from wsejax.hardware import Cluster
 from wsejax.kernels.relayout import Layout
@@ -36,6 +37,7 @@ class ClusterFrame(Frame):
     in_shares: tuple[Share | None, ...]
     out_shares: tuple[Share | None, ...]
     whole: tuple[str, ...] = ()
+    ctx: Context | None = None  # in which the program was planned
 
     @property
     def mesh(self) -> Mesh:
@@ -95,20 +97,30 @@ class ClusterFrame(Frame):
         return (self.cluster.systems, *(mine if d == share.dim else n for d, n in enumerate(shape)))
 
     def place(self, flat: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:
-        wafers = self.cluster.systems
-        return placed(
-            [
-                swarm.deal(x, share.dim, wafers, share.multiple) if share is not None and self._dealt(share) else x
-                for x, share in zip(flat, self.in_shares, strict=True)
-            ],
-            shardings,
-        )
+        return placed([self.deal(x, n) for n, x in enumerate(flat)], shardings)
+
+    def deal(self, x: Any, n: int) -> Any:
+        """Argument `n` as the compiled program takes it."""
+        share = self.in_shares[n]
+        return swarm.deal(x, share.dim, self.cluster.systems, share.multiple) if share is not None and self._dealt(share) else x
 
     def results(self, flat: Sequence[Any]) -> list[Any]:
         return [
             swarm.collect(x, share.dim, share.size, share.multiple) if share is not None and self._dealt(share) else x
             for x, share in zip(flat, self.out_shares, strict=True)
         ]
+
+    def with_wafers(self, x: Any, n: int) -> Any:
+        """Argument `n` of the compiled program with the axis of wafers in front, where they share it."""
+        share = self.in_shares[n]
+        return x if share is None or not self._split(share) else swarm.deal(x, share.dim, self.cluster.systems, share.multiple)
+
+    def without_wafers(self, x: Any, n: int) -> Any:
+        """Result `n` as the caller gets it, from an array with the axis of wafers in front (if there are several)."""
+        share = self.out_shares[n]
+        if self.cluster.systems == 1:
+            return x
+        return x[0] if share is None else swarm.collect(x, share.dim, share.size, share.multiple)
 
     def check(self, compiled: Any) -> HloReport:
         many = self.cluster

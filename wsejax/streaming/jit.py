@@ -20,10 +20,12 @@ from wsejax.compiler.layout import Layouts, choose
 from wsejax.compiler.pin import as_layout
 from wsejax.compiler.work import weights_of
 from wsejax.hardware import Cluster, Wafer, system_of
+from wsejax.streaming.driver import Driver
 from wsejax.streaming.frame import ClusterFrame
 from wsejax.streaming.outside import place_outside
 from wsejax.streaming.partition import partition
 from wsejax.streaming.rules import PREFETCH
+from wsejax.streaming.store import Stored
 
 EXECUTIONS = ("auto", "resident", "streamed")
 
@@ -104,6 +106,20 @@ class ClusterFunction(WaferFunction):
         self.__dict__.update({k: v for k, v in made.__dict__.items() if k != "_lowered"})
         self._lowered: dict[Any, Lowered] = {}
         self.cluster, self._streamed, self._execution = cluster, streamed, execution
+        self._drivers: dict[int, Driver] = {}
+        self._replaced: dict[int, list[tuple[int, int]]] = {}  # of a lowered function, arguments and the results in their place
+
+    def __call__(self, *args, **kwargs):
+        disk = [x for x in jax.tree.leaves((args, kwargs)) if isinstance(x, Stored)]
+        if not disk:
+            return super().__call__(*args, **kwargs)
+        shaped = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Stored) else x, (args, kwargs))
+        lowered, flat = self._find(*shaped)
+        stored = iter(disk)
+        flat = [next(stored) if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
+        if id(lowered) not in self._drivers:
+            self._drivers[id(lowered)] = Driver(lowered, self._replaced[id(lowered)])
+        return jax.tree.unflatten(lowered.out_tree, self._drivers[id(lowered)].run(flat))
 
     def _lowered_from(self, traced: Traced) -> Lowered:
         wafer, graph = self.cluster.wafer, traced.graph
@@ -132,7 +148,7 @@ class ClusterFunction(WaferFunction):
             devices = dict(zip(fabric.AXES, wafer.devices, strict=True))
             layouts = choose(local, tiles, values(same), values(traced.likely), pins)
             ctx = walk.Context(layouts, tiles, devices, self.strict, wafer.reduction, wafer.accumulate, side_by_side=True)
-            program = local
+            program, frame.ctx = local, ctx
             if away:
                 placed = place_outside(local, layouts, frame.ins_away, frame.outs_away)
                 program, frame.whole, frame.outs_away = placed.graph, placed.whole, placed.outs
@@ -145,7 +161,9 @@ class ClusterFunction(WaferFunction):
         planned()
         info = CacheInfo("off", time.perf_counter() - traced.start, why=("programs of clusters are not kept",))
         trees = traced.in_tree, jax.tree.structure(traced.out)
-        return Lowered(traced.name, frame, planned, traced.shapes, *trees, tuple(traced.given_away), None, info, _weights=tuple(weights))
+        lowered = Lowered(traced.name, frame, planned, traced.shapes, *trees, tuple(traced.given_away), None, info, _weights=tuple(weights))
+        self._replaced[id(lowered)] = pairs
+        return lowered
 
     def _pin(self, sharding: Any, ndim: int, what: str) -> Any:
         """A layout in which the dimension that wafers share is ("wafer", its axis on the wafer or None)."""

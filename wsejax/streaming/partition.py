@@ -86,7 +86,7 @@ def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int 
     return Partitioned(local, dims(shares), dims(outs), tuple(shares), tuple(outs))
 
 
-PlacedRule = Callable[["Builder", Op, list["Share | None"]], "list[tuple[Value, Share | None]] | None"]
+PlacedRule = Callable[["Builder", Op, list["Share | None"]], "Sequence[tuple[Value, Share | None]] | None"]
 PLACED: dict[str, PlacedRule] = {}
 
 

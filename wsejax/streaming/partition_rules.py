@@ -31,7 +31,7 @@ def _along(share: Share, value: Value, ndim: int) -> Share | None:
 def _alike(b: Builder, op: Op, shares: Sequence[Share | None], touched: set[int]):
     """Ops of operands and results of one rank that run along every dimension but those in `touched`."""
     ndim = op.outs[0].ndim
-    if any(v.ndim not in (0, ndim) for v in op.ins):
+    if any(v.ndim not in (0, ndim) for v in op.ins):  # a bitcast to another width adds or drops a dimension
         return None
     share = leading(b, op.ins, shares, lambda s: s.dim not in touched and all(v.shape[s.dim] == s.size for v in op.outs))
     if share is None:
@@ -41,8 +41,6 @@ def _alike(b: Builder, op: Op, shares: Sequence[Share | None], touched: set[int]
 
 @placed(*ELEMENTWISE, "div", "with_layout")
 def elementwise(b: Builder, op: Op, shares):
-    if any(v.ndim not in (0, op.outs[0].ndim) for v in op.ins):  # a bitcast to another width adds or drops a dimension
-        return None
     return _alike(b, op, shares, set())
 
 
@@ -170,8 +168,7 @@ def gather(b: Builder, op: Op, shares):
     windows = kept(table.ndim, (*dn.collapsed_slice_dims, *dn.operand_batching_dims))
     if of_idx is not None and of_idx.dim < idx.ndim - 1:
         tied = dict(zip(dn.start_indices_batching_dims, dn.operand_batching_dims, strict=True)).get(of_idx.dim)
-        cut = {} if tied is None else {"slice_sizes": sizes}  # of a batching dimension 1 already
-        return b.local(op, [None if tied is None else of_idx.at(tied), of_idx], [of_idx.at(rows[of_idx.dim])], **cut)
+        return b.local(op, [None if tied is None else of_idx.at(tied), of_idx], [of_idx.at(rows[of_idx.dim])])
     if of_table is not None and of_table.dim in dn.operand_batching_dims:
         tied = dict(zip(dn.operand_batching_dims, dn.start_indices_batching_dims, strict=True))[of_table.dim]
         return b.local(op, [of_table, of_table.at(tied)], [of_table.at(rows[tied])])

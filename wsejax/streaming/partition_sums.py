@@ -85,10 +85,16 @@ def dot_general(b: Builder, op: Op, shares):
     its = {d: len(own) + n for n, d in enumerate(kept(y.ndim, (*yc, *yb)))}
     ways: dict[tuple[str, int], tuple[int, Share]] = {}  # (bytes that stay where they are, share)
     for value, share, batch, contracted, side in zip(op.ins, shares, (xb, yb), (xc, yc), "xy", strict=True):
-        if share is not None:
-            what, d = ("batch", batch) if share.dim in batch else ("sum", contracted) if share.dim in contracted else (side, (share.dim,))
-            way = what, d.index(share.dim) if what in ("batch", "sum") else share.dim
-            ways[way] = ways.get(way, (0, share))[0] + value.size_bytes, ways.get(way, (0, share))[1]
+        if share is None:
+            continue
+        if share.dim in batch:
+            way = "batch", batch.index(share.dim)
+        elif share.dim in contracted:
+            way = "sum", contracted.index(share.dim)
+        else:
+            way = side, share.dim
+        stays, first = ways.get(way, (0, share))
+        ways[way] = stays + value.size_bytes, first
     (what, n), (_, share) = max(ways.items(), key=lambda way: (way[0][0] == "batch", way[1][0]))
     if what == "batch":
         return b.local(op, [share.at(xb[n]), share.at(yb[n])], [share.at(n)])

@@ -130,35 +130,47 @@ def stream_scan(op: Op, ctx: Context) -> Step:
     return Step(stream.ins, [*inner[:carry], *((None, *lay) for lay in inner[carry:])], run, stream.calls)
 
 
+class LayerReduction:
+    """A reduction over layers and more of a stack outside: first in each layer, tile by tile (`part`), then over the layers, then over
+    tiles (`total`), as the rule of reductions has it where the whole stack is on the wafer."""
+
+    def __init__(self, op: Op, ctx: Context) -> None:
+        self.reduced, self.lay, self.ctx = op.params["reduce"], op.params["layout"], ctx
+        axes = self.reduced.params["axes"]
+        self.x, self.op = self.reduced.ins[0], COMBINE[self.reduced.name]
+        self.axes = tuple(d - 1 for d in axes if d)
+        self.rounds, self.neutral = jnp.issubdtype(self.x.dtype, jnp.inexact), identity(self.reduced.name, self.x.dtype)
+        self.out = tuple(a for d, a in enumerate(self.lay) if d not in axes)
+        kept = [(d, a) for d, a in enumerate(self.lay) if d and (d not in axes or a is not None)]
+        self.part_layout = tuple(a for _, a in kept)
+        self.lines = tuple((a, n) for n, (d, a) in enumerate(kept) if d in axes)
+        sums = self.reduced.name in ("reduce_sum", "reduce_prod")
+        self.accumulate = ctx.accumulator(self.x.dtype) if self.lines and sums else None
+
+    def local(self, block, dims):
+        if self.rounds:
+            return tree_reduce(block, dims, self.op, self.neutral)
+        return self.reduced.bind(block, axes=dims)[0] if dims else block
+
+    def part(self, block):
+        """Of a layer, a device's block in the layout of the stack."""
+        how = (self.local, self.op, self.neutral, self.x.shape[1:], self.ctx.tiles, self.accumulate)
+        return partial_reduce(block, self.lay[1:], self.axes, *how).x
+
+    def total(self, parts) -> Any:
+        """Of the parts of all layers: a `Partial` where the layout splits what is reduced."""
+        total = self.local(parts, (0,))
+        return Partial(total, self.lines, self.op, self.x.dtype) if self.lines else total.astype(self.x.dtype)
+
+
 @rule("memoryx_reduce")
 def memoryx_reduce(op: Op, ctx: Context) -> Step:
-    """A reduction over layers and more: first in each layer, tile by tile, then over the layers, then over tiles, as the rule of reductions
-    has it where the whole stack is on the wafer."""
-    reduced, lay = op.params["reduce"], op.params["layout"]
-    x, combine = reduced.ins[0], COMBINE[reduced.name]
-    axes = tuple(d - 1 for d in reduced.params["axes"] if d)
-    rounds, neutral = jnp.issubdtype(x.dtype, jnp.inexact), identity(reduced.name, x.dtype)
-    stream = _Stream(op, ctx, [lay[1:]])
-    lines = any(lay[d] for d in reduced.params["axes"])
-    accumulate = ctx.accumulator(x.dtype) if lines and reduced.name in ("reduce_sum", "reduce_prod") else None
-    out = tuple(a for d, a in enumerate(lay) if d not in reduced.params["axes"])
-
-    def local(block, dims):
-        if rounds:
-            return tree_reduce(block, dims, combine, neutral)
-        return reduced.bind(block, axes=dims)[0] if dims else block
+    how = LayerReduction(op, ctx)
+    stream = _Stream(op, ctx, [how.lay[1:]])
 
     def run(*xs):
-        shape: list[Partial] = []
-
-        def each(*operands):
-            (block,) = walk.run(stream.plan, *operands)
-            part = partial_reduce(block, lay[1:], axes, local, combine, neutral, x.shape[1:], ctx.tiles, accumulate)
-            shape.append(part)
-            return [], [part.x]
-
+        each = lambda *operands: ([], [how.part(*walk.run(stream.plan, *operands))])
         _, (parts,) = stream.scan(xs, each)
-        total = local(parts, (0,))
-        return [dataclasses.replace(shape[0], x=total)] if lines else [total.astype(x.dtype)]
+        return [how.total(parts)]
 
-    return Step(stream.ins, [out], run, stream.calls, waits=lines)
+    return Step(stream.ins, [how.out], run, stream.calls, waits=bool(how.lines))

@@ -118,7 +118,8 @@ class Checkpoints:
 
     Saving is asynchronous and atomic: a folder named by its step is complete, whenever the process dies. `report`
     gets one line for every checkpoint that had to be passed over (default: a warning). read_only=True opens another
-    run's checkpoints and changes nothing there. Use it as a context manager: leaving it waits for the last save.
+    run's checkpoints and changes nothing there. `completed` is told the step of each save once it is on disk, when the
+    next one begins or at the latest when `wait` returns. Use it as a context manager: leaving it waits for the last save.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class Checkpoints:
         keep: int = 3,
         read_only: bool = False,
         report: Callable[[str], None] = _warn,
+        completed: Callable[[int], None] = lambda step: None,
     ):
         if keep < 2:
             raise ValueError(f"keep={keep}: keep at least 2 checkpoints, so that one is left when the newest turns out corrupt")
         self.directory = Path(directory).resolve()  # orbax takes absolute paths only, and says so late
-        self._read_only, self._report = read_only, report
+        self._read_only, self._report, self._completed = read_only, report, completed
+        self._saving: int | None = None
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(f"{directory} holds no checkpoints: there is no such folder")
         options = ocp.CheckpointManagerOptions(
@@ -154,7 +157,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until the last save is on disk; raises what went wrong in it."""
+        saving, self._saving = self._saving, None  # one that failed is not told of
         self._manager.wait_until_finished()
+        if saving is not None:
+            self._completed(saving)
 
     def close(self) -> None:
         """Wait for the last save and let go of the directory."""
@@ -193,6 +199,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave({**body, "seal": _seal(body)}),
         )
         self._manager.save(step, args=arguments, force=True)
+        self._saving = step
 
     def restore(self, step: int, abstract_state: PyTree) -> Restored:
         """The checkpoint of `step`, laid out as `abstract_state` says: the saved structure, of
@@ -232,8 +239,8 @@ class Checkpoints:
         saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         return serialization.from_state_dict(abstract_state, saved)
 
-    def restore_newest(self, abstract_state: PyTree) -> Restored | None:
-        """The newest checkpoint that can be trusted, or None where there is none.
+    def restore_newest(self, abstract_state: PyTree, differs: Callable[[int], str | None] = lambda step: None) -> Restored | None:
+        """The newest checkpoint that can be trusted, or None where there is none. `differs` may say why one cannot, by its step.
 
         A corrupt one is passed over: its folder is renamed to `corrupt-<step>` beside the others (kept, out of the
         way of later saves at that step) and `report` is told. A mismatch is not corruption: it raises
@@ -241,6 +248,8 @@ class Checkpoints:
         """
         for step in reversed(self.steps()):
             try:
+                if why := differs(step):
+                    raise CorruptCheckpointError(why)
                 return self.restore(step, abstract_state)
             except CorruptCheckpointError as error:
                 kept = "" if self._read_only else f"; it is kept as {self._set_aside(step).name}"

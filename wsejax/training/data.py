@@ -7,6 +7,7 @@ copies text.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import sysconfig
@@ -42,6 +43,7 @@ class Corpus:
     tokens: uint8[bytes]. train_starts, validation_starts: int64, each the first byte of a window of context + 1
     bytes; windows of one side overlap by their last byte only, and no byte is in windows of both sides.
     digest: names the text (SHA-256 over the documents), so that a resumed run can tell that its text has changed.
+    files: (name, bytes, SHA-256 in hex) of each file that was read, in that order; none for documents from elsewhere.
     """
 
     tokens: UInt8[np.ndarray, " bytes"]
@@ -50,6 +52,7 @@ class Corpus:
     context: int
     documents: int
     digest: str
+    files: tuple[tuple[str, int, str], ...] = ()
 
     def window(self, start: int) -> UInt8[np.ndarray, " time"]:
         """The context + 1 bytes from `start`."""
@@ -59,15 +62,31 @@ class Corpus:
 def standard_library_documents() -> Iterator[bytes]:
     """Text that every Python installation carries: the language's documentation topics, then the library's sources,
     in name order."""
+    return (document for _, document in _standard_library())
+
+
+def _standard_library() -> Iterator[tuple[str, bytes]]:
+    """(name, document); the name of a source is its place in the library."""
     with contextlib.suppress(ImportError):  # some distributions package it apart
         from pydoc_data.topics import topics
 
-        yield from (topics[name].encode("utf-8", "replace") for name in sorted(topics))
+        yield from ((f"pydoc topic {name}", topics[name].encode("utf-8", "replace")) for name in sorted(topics))
     root = Path(sysconfig.get_path("stdlib"))
     # as_posix, so that the order does not depend on the platform's separator
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         if not _NOT_LIBRARY.intersection(path.relative_to(root).parts):
-            yield path.read_bytes()
+            yield path.relative_to(root).as_posix(), path.read_bytes()
+
+
+def library_files() -> Iterator[tuple[str, int, str]]:
+    """(name, bytes, SHA-256 in hex) of the documents of Python's own library here, as `Corpus.files` has them."""
+    return ((name, len(document), hashlib.sha256(document).hexdigest()) for name, document in _standard_library())
+
+
+def _named(path: Path) -> str:
+    """As seen from the folder where the command runs, if it lies there: so that the name holds wherever that folder is moved."""
+    here = Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -105,12 +124,20 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
         if empty:
             raise ValueError(f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out")
         total_bytes = sum(path.stat().st_size for path in files)
-        documents: Iterable[bytes] = (path.read_bytes() for path in files)
+        named: Iterable[tuple[str, bytes]] = ((_named(path), path.read_bytes()) for path in files)
         # a single small file still has to give some twenty documents to split
         document_bytes = int(np.clip(total_bytes // 20, context + 1, MAX_DOCUMENT_BYTES))
     else:
-        documents, document_bytes = standard_library_documents(), MAX_DOCUMENT_BYTES
-    return corpus_of(documents, context=context, document_bytes=document_bytes, validation_fraction=validation_fraction)
+        named, document_bytes = _standard_library(), MAX_DOCUMENT_BYTES
+    listed: list[tuple[str, int, str]] = []
+
+    def documents() -> Iterator[bytes]:
+        for name, document in named:  # the digest is of the bytes that become text, whatever happens to the file
+            listed.append((name, len(document), hashlib.sha256(document).hexdigest()))
+            yield document
+
+    corpus = corpus_of(documents(), context=context, document_bytes=document_bytes, validation_fraction=validation_fraction)
+    return dataclasses.replace(corpus, files=tuple(listed))
 
 
 def corpus_of(

@@ -1,0 +1,157 @@
+"""States on disk, for what host memory does not hold: orbax checkpoints whose arrays are read and written a layer at a time.
+
+A folder has two slots, "a" and "b", and a file "current" that names the one that is whole. A step reads one and writes the other, so a run
+that ends at any moment leaves a whole state. A slot is an ordinary orbax checkpoint of zarr arrays, stacked ones in a chunk a layer;
+tensorstore maps them into memory where their encoding allows it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+SLOTS = ("a", "b")
+_CHUNK_BYTES = 4 * 2**20  # of arrays that are not stacked
+_MAPPED = {"file_io_mode": {"mode": "memmap"}}
+
+
+class Stored:
+    """An array on disk. `shape` and `dtype` as of an array; `numpy.asarray` reads it whole."""
+
+    def __init__(self, path: Path, array: ts.TensorStore) -> None:
+        self.path, self._array = path, array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype.numpy_dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def ask(self, index: int | None = None) -> Any:
+        """The array, or one entry along its first dimension, on its way: `.result()` waits for it."""
+        return (self._array if index is None else self._array[index]).read()
+
+    def write(self, value: np.ndarray, index: int | None = None) -> Any:
+        """Write all of it, or one entry; `.result()` of what is returned waits until it is on disk."""
+        return (self._array if index is None else self._array[index]).write(np.asarray(value, self.dtype))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        found = np.asarray(self.ask().result())
+        return found if dtype is None else found.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"Stored({self.path}, {self.dtype}{list(self.shape)})"
+
+
+def _open(path: Path, **create: Any) -> Stored:
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}{os.sep}"}}
+    return Stored(path, ts.open({**spec, **create}, context=ts.Context(_MAPPED)).result())
+
+
+def scratch(path: Path, shape: tuple[int, ...], dtype: Any) -> Stored:
+    """A new array on disk for values between two ops, an entry of the first dimension a chunk."""
+    shutil.rmtree(path, ignore_errors=True)
+    metadata = {
+        "shape": list(shape),
+        "chunks": [1, *shape[1:]],
+        "dtype": np.dtype(dtype).str if dtype != jax.numpy.bfloat16 else "bfloat16",
+    }
+    return _open(path, create=True, metadata=metadata)
+
+
+def _names(tree: Any) -> list[str]:
+    """The name that orbax gives each leaf's folder."""
+    key = lambda k: str(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a)))
+    return [".".join(map(key, path)) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _skeleton(slot: Path, shapes: Any) -> None:
+    """An orbax checkpoint of zeros that take no memory."""
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes)
+    layer = lambda x: max(x.nbytes // x.shape[0], 1) if x.ndim > 2 else _CHUNK_BYTES
+    args = jax.tree.map(lambda x: ocp.SaveArgs(chunk_byte_size=layer(x) if x.ndim else None, shard_axes=(0,) if x.ndim else ()), zeros)
+    shutil.rmtree(slot, ignore_errors=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+        writer.save(slot, args=ocp.args.PyTreeSave(zeros, save_args=args))
+
+
+def create_state(folder: str | os.PathLike[str], shapes: Any, fill: Callable[[str, int | None], np.ndarray] | None = None) -> Any:
+    """A new state on disk.
+
+    Args:
+      folder: for it; must not hold a state yet.
+      shapes: its pytree, of arrays or `jax.ShapeDtypeStruct`s.
+      fill: (name of a leaf, entry along its first dimension, None for leaves of fewer than three dimensions) to its value. None: zeros.
+
+    Returns:
+      The pytree with a `Stored` for every leaf.
+
+    Raises:
+      ValueError: the folder holds a state.
+    """
+    home = Path(folder).resolve()
+    if (home / "current").exists():
+        raise ValueError(f"folder={str(folder)!r}: holds a state already; open it with open_state, or give another folder")
+    home.mkdir(parents=True, exist_ok=True)
+    for slot in SLOTS:
+        _skeleton(home / slot, shapes)
+    state = _opened(home / SLOTS[0], shapes)
+    if fill is not None:
+        for name, leaf in zip(_names(shapes), jax.tree.leaves(state), strict=True):
+            for index in range(leaf.shape[0]) if leaf.ndim > 2 else (None,):
+                leaf.write(fill(name, index), index).result()
+    make_current(home, SLOTS[0])
+    return state
+
+
+def open_state(folder: str | os.PathLike[str], shapes: Any) -> Any:
+    """The state that a folder holds: the newest whole one.
+
+    Raises:
+      FileNotFoundError: the folder holds none.
+      ValueError: it is one of other shapes or dtypes.
+    """
+    home = Path(folder).resolve()
+    try:
+        slot = (home / "current").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"folder={str(folder)!r}: no state in it; make one with create_state") from None
+    return _opened(home / slot, shapes)
+
+
+def _opened(slot: Path, shapes: Any) -> Any:
+    leaves, tree = jax.tree.flatten(shapes)
+    found = []
+    for name, want in zip(_names(shapes), leaves, strict=True):
+        try:
+            leaf = _open(slot / name)
+        except Exception as error:  # tensorstore raises ValueError for most, and other kinds by the driver
+            raise ValueError(f"{slot} has no array {name!r}: it is the state of another program ({error})") from error
+        if (leaf.shape, leaf.dtype) != (tuple(want.shape), np.dtype(want.dtype)):
+            raise ValueError(f"{slot}: {name} is {leaf.dtype}{list(leaf.shape)}, the program's is {want.dtype}{list(want.shape)}")
+        found.append(leaf)
+    return jax.tree.unflatten(tree, found)
+
+
+def other_slot(leaf: Stored) -> Stored:
+    """The same array of the other slot, to be written."""
+    slot = leaf.path.parent
+    return _open(slot.parent / SLOTS[1 - SLOTS.index(slot.name)] / leaf.path.name)
+
+
+def make_current(home: Path, slot: str) -> None:
+    """Say that a slot is whole, at once or not at all."""
+    partial = home / "current.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(slot + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, home / "current")
