@@ -308,9 +308,10 @@ def test_a_death_told_while_it_runs_is_taken_by_both_after_the_same_step(place, 
     assert_same_run(alone, out)
 
 
-def test_a_wafer_in_each_process(place, tmp_path):
+@pytest.mark.parametrize("execution", ["resident", "streamed"])
+def test_a_wafer_in_each_process(place, tmp_path, execution):
     """The same cluster of two wafers, in one process and with a wafer in each of two."""
-    cluster = flags_of("--wafer.devices 1 1 --cluster.systems 2 --cluster.groups 2")
+    cluster = flags_of(f"--wafer.devices 1 1 --cluster.systems 2 --cluster.groups 2 --cluster.execution {execution}")
     place.alone(tmp_path / "alone", *cluster)
     place.together(tmp_path / "both", *cluster)
     assert_same_run(tmp_path / "alone", tmp_path / "both")
