@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wsejax.training.rundir import MetricsLog
+from wsejax.training.tether import tether
 
 from .settings import Settings
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(FloatingPointError):
     """The loss is no longer a number."""
 
 
@@ -55,11 +56,13 @@ class Recorder:
                 )
             row["host_seconds"] = round(time.perf_counter() - self._last_seconds, 4)
             if validation_loss is not None and not self._pending:
+                tether().busy()
                 row["validation_loss"] = validation_loss()
                 line = f"step {step:>5}  training {row['loss']:.3f}  validation {row['validation_loss']:.3f} nats/byte"
                 self._progress.console.print(line, highlight=False)
             self._last_seconds = time.perf_counter()
             self.log.append(row)
+            tether().step(step)
             tokens_per_second = self._tokens_per_step / max(row["host_seconds"], 1e-4)
             rate = "compiling" if step == self._start + 1 else f"{tokens_per_second:,.0f} tokens/s of the host"
             self._progress.update(self._bar, completed=step, loss=row["loss"], rate=rate)

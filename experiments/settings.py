@@ -18,6 +18,8 @@ from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 
+from .supervise import Supervision
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -116,7 +118,7 @@ class ClusterSettings:
     result."""
     instead_of: int | None = None
     """The run was begun with this many systems and goes on with fewer: the same batches and, up to rounding, the same
-    losses."""
+    losses. What --kill-pe and --kill-link name died with the wafer that is gone."""
 
     def build(self, wafer: wse.Wafer) -> wse.Wafer | wse.Cluster:
         """The machine. Raises ValueError for what cannot be built."""
@@ -243,6 +245,7 @@ class Settings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
+    supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
     def check(self) -> None:
         """Raises ValueError for a number that no run can have."""
@@ -258,6 +261,10 @@ class Settings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.cluster.instead_of is not None and self.cluster.instead_of <= self.cluster.systems:
+            raise ValueError(
+                f"--cluster.instead-of {self.cluster.instead_of}: give the number it was begun with, above {self.cluster.systems}"
+            )
         if self.cluster.systems > self.batch:
             raise ValueError(f"--cluster.systems {self.cluster.systems}: more wafers than the {self.batch} sequences of a batch (--batch)")
         if self.wafer.off and self.cluster != ClusterSettings():
@@ -265,6 +272,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.supervision.check()
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
         """What the flags let die. Raises ValueError, with the flag and its values, for what cannot die on this wafer in this
@@ -287,12 +295,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
 
-        Where the folder lies and how many checkpoints it keeps do not belong to it, nor what dies on the way: a death changes no
-        number, and a run may learn of one at any time. The folder's events.jsonl says what has died. Nor does it matter in how many
-        processes it runs.
+        Where the folder lies, how many checkpoints it keeps, who watches and in how many processes it runs do not belong to it, nor what
+        dies on the way: a death changes no number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link", "distributed", "from_manifest"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

@@ -3,7 +3,8 @@
 The folder given by --out gets config.json, manifest.jsonl, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt
 and checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
 Parts of the wafer may die on the way (--kill-pe, --kill-link, or a list of deaths written to faults.json in the
-folder while the run goes): events.jsonl tells of it, and no loss changes.
+folder while the run goes): events.jsonl tells of it, and no loss changes. With --max-restarts another process
+starts the run again after faults of the system, and summary.json tells of it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,11 @@ import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training import distributed
-from wsejax.training.checkpoint import CheckpointMismatchError, Checkpoints
+from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
-    RunDirectoryError,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
@@ -50,17 +50,15 @@ from wsejax.training.state import (
     next_token_loss,
     split_model,
 )
+from wsejax.training.tether import tether
 
 from .processes import Feed, facts, held_out_on, open_log, stopper
-from .recorder import DivergedError, Recorder, progress_bar
+from .recorder import Recorder, progress_bar
 from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
+from .supervise import refuse, report_end, run_supervised
 
 PROMPT = b"def "
-EXPECTED = (
-    *(DivergedError, LostWaferError, CheckpointMismatchError, RunDirectoryError, distributed.DistributedError),
-    *(wse.UnsupportedOpError, OSError),
-)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def prepare(settings: Settings) -> Run:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
     if settings.from_manifest is not None:
         check_same_run(settings.from_manifest, identity, corpus)
-    deaths = settings.deaths(wafer)
+    # those that a wafer died of which is gone are not of the wafers that are left
+    deaths = settings.deaths(wafer) if settings.cluster.instead_of is None else ()
     if check_run_directory(settings.out, identity) and wafer is not None:
         past = history(settings.out)
         wafer = wafer.kill(past.pes, past.links)
@@ -233,6 +232,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
+        tether().start(start, first=distributed.is_first())
         watch = DeathWatch(folder, run.wafer, run.deaths, say)
         log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
         manifest.started(start)
@@ -243,6 +243,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
             if died := watch.due(step, run.wafer):
                 recorder.flush()
                 watch_peers.pause()
+                tether().busy()
                 try:
                     run, machine, state, event = without(run, state, died, step)
                 except LostWaferError as error:
@@ -333,20 +334,22 @@ def _this_python() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0 when complete, 130 when stopped, 2 for what the user can mend."""
-    read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
-    settings = read_flags()
+    """Run from the command line. Returns 0 when complete, else what `wsejax.training.outcome.Fault` has: 2 for what the user can mend,
+    130 when stopped."""
+    tether()
     try:
-        return _main(settings, read_flags)
-    except distributed.LostPeerError as error:
-        distributed.end(str(error))
-        raise
+        return _main(arguments)
     finally:
         distributed.leave()
 
 
-def _main(settings: Settings, read_flags: Callable[..., Settings]) -> int:
+def _main(arguments: Sequence[str] | None) -> int:
+    read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read_flags()
     try:
+        if settings.supervision.max_restarts is not None:
+            given, of = sys.argv[1:] if arguments is None else arguments, settings.cluster
+            return run_supervised(settings.out, settings.supervision, given, Console(), systems=of.systems, groups=of.groups)
         settings.distributed.join()
         if settings.from_manifest is not None:  # then its settings are what stands where no flag does
             origin = settings.from_manifest
@@ -358,7 +361,7 @@ def _main(settings: Settings, read_flags: Callable[..., Settings]) -> int:
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
-        return _refuse(error)
+        return refuse(error)
     try:
         with console.status("planning the step"):
             machine = on_machine(run)
@@ -366,21 +369,17 @@ def _main(settings: Settings, read_flags: Callable[..., Settings]) -> int:
         with distributed.run_folder(settings.out, run.identity, about) as folder:
             state, log, complete = train(run, machine, folder, console)
             if complete:
+                tether().busy()
                 finish(run, state, log, console)
                 return 0
-    except EXPECTED as error:
-        return _refuse(error)
+    except Exception as error:
+        return report_end(error)
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     step = log.rows[-1]["step"] if log.rows else 0
     console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
     return 130
-
-
-def _refuse(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

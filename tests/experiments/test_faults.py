@@ -26,6 +26,7 @@ from tests.experiments.test_train import (  # noqa: F401  (fixtures for every te
     promotion_as_users_have_it,
 )
 from wsejax.training import read_metrics
+from wsejax.training.outcome import Fault
 
 KILLS = flags_of("--kill-pe 4 3 5 --kill-pe 4 4 5 --kill-link 7 8 8 8 9")
 EVENTS = [([[3, 5], [4, 5]], []), ([], [[[8, 8], [8, 9]]])]
@@ -120,12 +121,12 @@ def test_told_from_outside_whole_or_not_at_all(healthy, flags, tmp_path, after_s
 def test_a_wafer_that_is_lost_costs_no_step(healthy, flags, tmp_path, after_step, capsys):
     out, all_but_a_row = tmp_path / "run", [{"pes": [[row, col] for row in range(9) for col in range(10)]}]
     after_step(5, lambda: (out / "faults.json").write_text(json.dumps(all_but_a_row)))
-    assert main([*flags, "--out", str(out)]) == 2
+    assert main([*flags, "--out", str(out)]) == Fault.LOST_WAFER
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "after step 5 died: PE (0, 0)" in said and "goes on after step 5" in said
     assert max(int(path.name) for path in (out / "checkpoints").iterdir()) == 5
     assert len(read_metrics(out / "metrics.jsonl")) == 5 and not (out / "events.jsonl").exists()
-    assert main([*flags, "--out", str(out)]) == 2  # it is still lost
+    assert main([*flags, "--out", str(out)]) == Fault.LOST_WAFER  # it is still lost
     (out / "faults.json").unlink()
     assert main([*flags, "--out", str(out)]) == 0
     assert_same_run(healthy, out)

@@ -19,6 +19,7 @@ import pytest
 
 from experiments.train import main
 from wsejax.training import Checkpoints, abstract_like, read_metrics
+from wsejax.training.outcome import Fault
 
 ROOT = Path(__file__).parents[2]
 
@@ -254,7 +255,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_good_checkpoint
         "--optimiser.clip-norm",
         "1e30",
     ]
-    assert main(flags) == 2
+    assert main(flags) == Fault.NAN_LOSS
     said = capsys.readouterr().err
     assert "the loss of step" in said and "lower --optimiser.learning-rate than 1e+30" in said and said[-1] == "\n"
     assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))

@@ -67,7 +67,7 @@ def scratch(path: Path, shape: tuple[int, ...], dtype: Any) -> Stored:
     return _open(path, create=True, metadata=metadata)
 
 
-def _names(tree: Any) -> list[str]:
+def leaf_names(tree: Any) -> list[str]:
     """The name that orbax gives each leaf's folder."""
     key = lambda k: str(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a)))
     return [".".join(map(key, path)) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
@@ -105,7 +105,7 @@ def create_state(folder: str | os.PathLike[str], shapes: Any, fill: Callable[[st
         _skeleton(home / slot, shapes)
     state = _opened(home / SLOTS[0], shapes)
     if fill is not None:
-        for name, leaf in zip(_names(shapes), jax.tree.leaves(state), strict=True):
+        for name, leaf in zip(leaf_names(shapes), jax.tree.leaves(state), strict=True):
             for index in range(leaf.shape[0]) if leaf.ndim > 2 else (None,):
                 leaf.write(fill(name, index), index).result()
     make_current(home, SLOTS[0])
@@ -130,7 +130,7 @@ def open_state(folder: str | os.PathLike[str], shapes: Any) -> Any:
 def _opened(slot: Path, shapes: Any) -> Any:
     leaves, tree = jax.tree.flatten(shapes)
     found = []
-    for name, want in zip(_names(shapes), leaves, strict=True):
+    for name, want in zip(leaf_names(shapes), leaves, strict=True):
         try:
             leaf = _open(slot / name)
         except Exception as error:  # tensorstore raises ValueError for most, and other kinds by the driver

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 import zlib
@@ -142,6 +143,7 @@ class Checkpoints:
             max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        logging.getLogger("absl").addFilter(self._is_news)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -168,6 +170,12 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            logging.getLogger("absl").removeFilter(self._is_news)
+
+    @staticmethod
+    def _is_news(record: logging.LogRecord) -> bool:
+        """Orbax logs what fails in the background with a traceback from each of its threads; `wait` raises it all the same."""
+        return not (record.exc_info and "orbax" in record.pathname)
 
     def save(
         self,

@@ -47,8 +47,12 @@ class DistributedError(ValueError):
     """The processes cannot work together; the message says which of them, and what to do."""
 
 
-class LostPeerError(RuntimeError):
-    """Another process is gone or unreachable."""
+class LostPeerError(ConnectionError):
+    """Another process is gone."""
+
+
+class NobodyThereError(DistributedError, ConnectionError):
+    """There is no coordinator; it may come yet."""
 
 
 @dataclass
@@ -142,7 +146,7 @@ def _find_coordinator(host: str, port: int, *, first: bool, timeout_seconds: flo
                 return
         except OSError as error:
             if time.monotonic() + 0.2 > end:
-                raise DistributedError(
+                raise NobodyThereError(
                     f"no coordinator at {host}:{port} within {timeout_seconds} seconds ({error}); start process 0 on {host}, and see that "
                     "its port can be reached from here"
                 ) from None
