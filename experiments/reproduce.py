@@ -42,7 +42,8 @@ def origin_of(
       report: is told, of a run that is done again, what is not as it was there and may change its bits.
     """
     given = as_json(dataclasses.asdict(settings))
-    del given["out"]
+    for name in ("out", "distributed"):  # where and in how many processes it ran
+        del given[name]
     files = [{"name": name, "bytes": count, "sha256": digest} for name, count, digest in corpus.files]
     data = {"sha256": corpus.digest, "library": not settings.data, "files": files}
     made = origin(settings=given, config=as_json(config), data=data, program=program, wafer=wafer, packages=sources())

@@ -15,6 +15,7 @@ import tyro
 import wsejax as wse
 from models.gpt import PRESETS, GPTConfig
 from wsejax.hardware import MEMORYX
+from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 
 from .supervise import Supervision
@@ -73,13 +74,17 @@ class WaferSettings:
     """JAX devices (rows, columns) that emulate the wafer; must divide the tiles. On CPU they are virtual. Never
     changes a result."""
 
-    def build(self, groups: int = 1) -> wse.Wafer | None:
-        """The wafer, or None where it is off; `groups` of its devices are asked for. Raises ValueError or OSError for what cannot be
-        built."""
+    def build(self, groups: int = 1, processes: int = 1) -> wse.Wafer | None:
+        """The wafer, or None where it is off; `groups` of its devices are asked for, an equal part of them in each process. Raises
+        ValueError or OSError for what cannot be built."""
+        count = 1 if self.off else groups * self.devices[0] * self.devices[1]
+        if processes > 1 and count % processes:
+            what = "--wafer.off" if self.off else f"--wafer.devices {self.devices[0]} {self.devices[1]}, --cluster.groups {groups}"
+            raise ValueError(f"{what}: {processes} processes cannot share {count} device(s); give devices in multiples of the processes")
         if self.off:
             return None
         if min(*self.devices, groups) > 0:  # else Wafer or Cluster says what is wrong with it
-            wse.request_cpu_devices(groups * self.devices[0] * self.devices[1])
+            wse.request_cpu_devices(count // processes)
         spec = getattr(wse, self.preset).scaled(self.rows, self.cols)
         if self.defects_file is not None:
             defects = wse.DefectMap.load(self.defects_file)
@@ -164,6 +169,42 @@ def _decayed(params: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class DistributedSettings:
+    """One run in several processes, on one host or many: the same command in each, but for --distributed.process."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same in every process."""
+    processes: int | None = None
+    """Processes in all. Each brings an equal part of the wafer's devices."""
+    process: int | None = None
+    """Which of them this is, from 0. Process 0 writes and prints; the others say only what goes wrong."""
+    auto: bool = False
+    """Take the three from the cluster's scheduler instead (Slurm, Open MPI, Kubernetes), as JAX finds them."""
+    join_seconds: int = 300
+    """Time to wait for all processes to come."""
+    deadline_seconds: int = 300
+    """Silence of a process, or time without a step done, after which the run ends in all processes. More than the longest step,
+    validation or checkpoint takes."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is anything to join."""
+        return self.auto or (self.coordinator, self.processes, self.process) != (None, None, None)
+
+    def join(self) -> None:
+        """Meet the other processes, if there are any. Raises ValueError for flags that do not fit together."""
+        for name in ("join_seconds", "deadline_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--distributed.{name.replace('_', '-')} {getattr(self, name)} is too small; give at least 1")
+        if not self.on:
+            return
+        named = (self.coordinator, self.processes, self.process)
+        if self.auto and named != (None, None, None):
+            raise ValueError("--distributed.auto finds coordinator, processes and process itself; leave those three out")
+        join(*named, timeout_seconds=self.join_seconds, deadline_seconds=self.deadline_seconds)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Train a small GPT on an emulated wafer with real defects."""
 
@@ -203,6 +244,7 @@ class Settings:
     wafer: WaferSettings = field(default_factory=WaferSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
     supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
     def check(self) -> None:
@@ -253,11 +295,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers and files, as JSON values: two runs of equal identity are the same run.
 
-        Where the folder lies, how many checkpoints it keeps and who watches do not belong to it, nor what dies on the way: a death
-        changes no number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
+        Where the folder lies, how many checkpoints it keeps, who watches and in how many processes it runs do not belong to it, nor what
+        dies on the way: a death changes no number, and a run may learn of one at any time. The folder's events.jsonl says what has died.
         """
         values = dataclasses.asdict(self)
-        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "supervision"):
+        for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
         values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)

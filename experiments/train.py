@@ -29,20 +29,19 @@ from rich.console import Console
 import wsejax as wse
 from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
+from wsejax.training import distributed
 from wsejax.training.checkpoint import Checkpoints
-from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
+from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
-from wsejax.training.interrupt import GracefulStop
 from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
-    MetricsLog,
-    RunDirectory,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
     write_atomically,
 )
 from wsejax.training.sampling import continue_text
+from wsejax.training.shares import lay_out
 from wsejax.training.state import (
     TrainState,
     abstract_like,
@@ -53,6 +52,7 @@ from wsejax.training.state import (
 )
 from wsejax.training.tether import tether
 
+from .processes import Feed, facts, held_out_on, open_log, stopper
 from .recorder import Recorder, progress_bar
 from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
@@ -109,7 +109,7 @@ def prepare(settings: Settings) -> Run:
         f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
         available_bytes=available_host_bytes(),
     )
-    wafer = settings.wafer.build(settings.cluster.groups)
+    wafer = settings.wafer.build(settings.cluster.groups, distributed.process_count())
     if wafer is not None:
         settings.cluster.build(wafer)  # refuses what does not fit
     corpus = load_corpus(settings.data, context=config.context)
@@ -144,6 +144,8 @@ class Machine:
     evaluate: Callable[..., Any]
     state_shardings: Any
     params_shardings: Any
+    batch_shardings: Any
+    held_out: Sequence[Any]
     audit: str
 
 
@@ -167,6 +169,8 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
             jax.jit(run.loss),
             device,
             device,
+            device,
+            run.held_out,
             "plain jax.jit on one device: nothing ran on a wafer",
         )
     target, execution = run.settings.cluster.build(run.wafer), run.settings.cluster.execution
@@ -174,7 +178,10 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
     on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.loss, target, **streamed)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
     lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
-    machine = Machine(on_wafer, evaluate, lowered.in_shardings[0], lowered_evaluate.in_shardings[0], str(lowered.audit()))
+    params_shardings, held_out_shardings = lowered_evaluate.in_shardings
+    state_shardings, batch_shardings = lowered.in_shardings
+    held_out = held_out_on(held_out_shardings, run.held_out)
+    machine = Machine(on_wafer, evaluate, state_shardings, params_shardings, batch_shardings, held_out, str(lowered.audit()))
     return replace(machine, step=lowered.compile(), evaluate=lowered_evaluate.compile()) if compiled else machine
 
 
@@ -192,12 +199,14 @@ def without(run: Run, state: TrainState, died: Death, step: int) -> tuple[Run, M
 
 def describe(run: Run, machine: Machine, folder: Path) -> None:
     """Write down which operations run on the fabric, and draw the wafer."""
+    if not distributed.is_first():
+        return
     write_atomically(folder / "audit.txt", machine.audit + "\n")
     if run.wafer is not None:
         plot_wafer(run.wafer, folder / "wafer.png")
 
 
-def train(run: Run, machine: Machine, directory: RunDirectory, console: Console) -> tuple[TrainState, MetricsLog, bool]:
+def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[TrainState, Any, bool]:
     """Train to the last step or until told to stop. Returns the state, the metrics, and whether the run is
     complete."""
     settings = run.settings
@@ -205,26 +214,27 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
     def say(message: str) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed)
+    batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings)
     program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
-    manifest = Provenance(directory.path, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
-    describe(run, machine, directory.path)
+    manifest = Provenance(folder, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
+    describe(run, machine, folder)
 
     with (
-        Checkpoints(directory.path / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
-        GracefulStop(say) as stop,
+        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
+        stopper(say) as stop,
+        distributed.Watch(settings.distributed.deadline_seconds) as watch_peers,
         ExitStack() as stack,
     ):
         restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings), manifest.differs)
         if restored is None:
-            state, start = jax.device_put(run.initial_state(), machine.state_shardings), 0
+            state, start = lay_out(run.initial_state(), machine.state_shardings), 0
         else:
             state, start = restored.state, restored.step
             batches.set_state(restored.data_state or {})
             console.print(f"going on from the checkpoint of step {start}")
-        tether().start(start)
-        watch = DeathWatch(directory.path, run.wafer, run.deaths, say)
-        log = stack.enter_context(MetricsLog(directory.path / "metrics.jsonl", step=start, report=say))
+        tether().start(start, first=distributed.is_first())
+        watch = DeathWatch(folder, run.wafer, run.deaths, say)
+        log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
         manifest.started(start)
         progress = stack.enter_context(progress_bar(console))
         recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
@@ -232,6 +242,7 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
         while step < settings.steps and not stop.asked:
             if died := watch.due(step, run.wafer):
                 recorder.flush()
+                watch_peers.pause()
                 tether().busy()
                 try:
                     run, machine, state, event = without(run, state, died, step)
@@ -244,27 +255,29 @@ def train(run: Run, machine: Machine, directory: RunDirectory, console: Console)
                 watch.record(event)
                 manifest.fault(event, run.wafer)
                 say(str(event))
-                describe(run, machine, directory.path)
+                describe(run, machine, folder)
                 recorder.restart_clock()
             step += 1
             state, metrics = machine.step(state, next(batches))
             recorder.add(step, metrics)
+            watch_peers.step()
             last = step == settings.steps
             if last or step % settings.eval_every == 0:
-                recorder.flush(partial(validation_loss, machine, state.params, run.held_out))
+                recorder.flush(partial(validation_loss, machine, state.params))
             if last or step % settings.checkpoint_every == 0:
                 saved = save(checkpoints, recorder, step, state, batches)
         if step > saved:
             save(checkpoints, recorder, step, state, batches)
-    if step == settings.steps:
-        manifest.end(step, state.params)
+        checkpoints.wait()
+        if step == settings.steps:
+            manifest.end(step, state.params)
     return state, log, step == settings.steps
 
 
-def validation_loss(machine: Machine, params: Any, held_out: Sequence[Any]) -> float:
+def validation_loss(machine: Machine, params: Any) -> float:
     """Mean loss over the validation batches, nats per byte."""
     params = jax.device_put(params, machine.params_shardings)
-    return float(np.mean([float(machine.evaluate(params, batch)) for batch in held_out]))
+    return float(np.mean([float(machine.evaluate(params, batch)) for batch in machine.held_out]))
 
 
 def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainState, batches: Any) -> int:
@@ -275,12 +288,15 @@ def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainSt
     return step
 
 
-def finish(run: Run, state: TrainState, log: MetricsLog, console: Console) -> None:
+def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
     """Write the sample and the picture of the loss, and say where everything is."""
     out = run.settings.out
+    params = distributed.fetch(state.params)
+    if not distributed.is_first():
+        return
     written = continue_text(
         run.apply,
-        state.params,
+        params,
         PROMPT,
         count=run.settings.sample_bytes,
         context=run.config.context,
@@ -321,15 +337,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0 when complete, else what `wsejax.training.outcome.Fault` has: 2 for what the user can mend,
     130 when stopped."""
     tether()
+    try:
+        return _main(arguments)
+    finally:
+        distributed.leave()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     read_flags = partial(tyro.cli, Settings, args=arguments, prog="python -m experiments.train", config=(tyro.conf.FlagCreatePairsOff,))
-    settings, console = read_flags(), Console()
+    settings = read_flags()
     try:
         if settings.supervision.max_restarts is not None:
             given, of = sys.argv[1:] if arguments is None else arguments, settings.cluster
-            return run_supervised(settings.out, settings.supervision, given, console, systems=of.systems, groups=of.groups)
+            return run_supervised(settings.out, settings.supervision, given, Console(), systems=of.systems, groups=of.groups)
+        settings.distributed.join()
         if settings.from_manifest is not None:  # then its settings are what stands where no flag does
-            settings = read_flags(default=settings_of(settings.from_manifest))
-        run = prepare(settings)
+            origin = settings.from_manifest
+            settings = distributed.together(lambda: read_flags(default=settings_of(origin)), (ValueError, OSError))
+        run = distributed.together(lambda: prepare(settings), (ValueError, OSError, MemoryError))
+        distributed.agree("configuration, code or data", facts(run.identity, run.corpus.digest, run.wafer and run.wafer.defects.digest))
+        console = Console(quiet=not distributed.is_first())
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
         size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
@@ -338,8 +365,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with console.status("planning the step"):
             machine = on_machine(run)
-        with RunDirectory(settings.out, run.identity, about) as directory:
-            state, log, complete = train(run, machine, directory, console)
+        distributed.agree("the planned program", {"audit": machine.audit})
+        with distributed.run_folder(settings.out, run.identity, about) as folder:
+            state, log, complete = train(run, machine, folder, console)
             if complete:
                 tether().busy()
                 finish(run, state, log, console)

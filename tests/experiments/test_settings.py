@@ -26,7 +26,7 @@ def test_identity_is_json_and_follows_every_setting_that_changes_numbers_or_file
         "cluster": ClusterSettings(systems=2),
         "optimiser": OptimiserSettings(beta1=0.5),
     }
-    elsewhere = {"out", "keep", "kill_pe", "kill_link", "from_manifest", "supervision"}
+    elsewhere = {"out", "keep", "kill_pe", "kill_link", "from_manifest", "supervision", "distributed"}
     assert set(changed) == {field.name for field in dataclasses.fields(Settings)} - elsewhere
     for name, value in changed.items():
         assert dataclasses.replace(Settings(), **{name: value}).identity() != base, name

@@ -9,7 +9,7 @@ import jax
 
 
 def request_cpu_devices(n: int) -> None:
-    """Make JAX run its CPU backend with `n` virtual devices. Call it at the start of the program.
+    """Make JAX run its CPU backend with `n` virtual devices. Call it at the start of the program, before `jax.distributed.initialize`.
 
     It works until JAX starts its backends, which happens at the first array, `jax.devices()` or `Wafer`. If the CPU
     backend already runs with `n` devices or more, nothing happens; several calls keep the largest request. On a machine

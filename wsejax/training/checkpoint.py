@@ -13,11 +13,11 @@ import logging
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,10 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import serialization
 from jaxtyping import PyTree
+
+from .distributed import DistributedError, gather, gather_text, is_first, together
+
+T = TypeVar("T")
 
 _FORMAT = 1
 _CORRUPT_PREFIX = "corrupt-"
@@ -59,13 +63,37 @@ def _flat(tree: PyTree) -> dict[str, Any]:
 
 
 def _listing(tree: PyTree, *, checksums: bool) -> dict[str, dict[str, Any]]:
-    listing = {}
-    for path, leaf in _flat(tree).items():
-        entry: dict[str, Any] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        if checksums and getattr(leaf, "is_fully_addressable", True):
-            entry["crc32"] = zlib.crc32(np.asarray(leaf).tobytes())
-        listing[path] = entry
+    leaves = _flat(tree)
+    listing: dict[str, dict[str, Any]] = {path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves.items()}
+    if checksums:
+        for (_, entry), crc32 in zip(listing.items(), checksums_of(list(leaves.values())), strict=True):
+            entry["crc32"] = crc32
     return listing
+
+
+def checksums_of(arrays: Sequence[Any]) -> list[int]:
+    """CRC-32 of every array's bytes. Where arrays lie over several processes, all of them call it together and get the same numbers
+    as one process with the whole arrays would.
+
+    A CRC is affine over bits: crc(a ^ b) = crc(a) ^ crc(b) ^ crc(0) for texts of one length. So each process takes that of its own part
+    with zeros in place of the rest, and four bytes an array are sent.
+    """
+    whole = [getattr(x, "is_fully_addressable", True) for x in arrays]
+    own = [zlib.crc32(np.asarray(x).tobytes()) if here else _crc32_of_part(x) for x, here in zip(arrays, whole, strict=True)]
+    if all(whole):
+        return own
+    told = gather(np.array(own, np.uint32))
+    together = np.bitwise_xor.reduce(told, axis=0)
+    zeros = [0 if len(told) % 2 else zlib.crc32(bytes(x.nbytes)) for x in arrays]
+    return [one if here else int(joined) ^ zero for one, joined, zero, here in zip(own, together, zeros, whole, strict=True)]
+
+
+def _crc32_of_part(array: jax.Array) -> int:
+    part = np.zeros(array.shape, array.dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            part[shard.index] = np.asarray(shard.data)
+    return zlib.crc32(part.tobytes())
 
 
 def _seal(meta: Mapping[str, Any]) -> str:
@@ -126,7 +154,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are complete, oldest first."""
         self._manager.reload()  # what is on disk now: somebody may have removed one
-        return sorted(self._manager.all_steps())
+        own = sorted(self._manager.all_steps())
+        return json.loads(gather_text(json.dumps(own))[0])  # hosts of a shared folder may see it at different times
 
     def wait(self) -> None:
         """Block until the last save is on disk; raises what went wrong in it."""
@@ -187,14 +216,7 @@ class Checkpoints:
         Raises CheckpointMismatchError where structure, a shape or a dtype differs, CorruptCheckpointError where it
         cannot be trusted.
         """
-        try:
-            body = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
-            if body.pop("seal", None) != _seal(body) or body["step"] != step:
-                raise CorruptCheckpointError("its listing was changed after it was written")
-        except (MemoryError, PermissionError):
-            raise
-        except Exception as error:
-            raise CorruptCheckpointError(f"its listing cannot be read: {_one_line(error)}") from error
+        body = _in_all(lambda: self._read_listing(step))
         differences = compare_states(body["arrays"], _listing(abstract_state, checksums=False))
         if differences:
             more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
@@ -203,19 +225,27 @@ class Checkpoints:
                 f"{'; '.join(differences[:5])}{more}. "
                 "Build the state with the configuration of the run that saved it"
             )
-        try:
-            _read_through(self.directory / str(step) / "state")
-            target = serialization.to_state_dict(abstract_state)
-            saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-            state = serialization.from_state_dict(abstract_state, saved)
-        except (MemoryError, PermissionError):
-            raise
-        except Exception as error:
-            raise CorruptCheckpointError(f"its arrays cannot be read: {_one_line(error)}") from error
+        folder = self.directory / str(step) / "state"
+        _in_all(lambda: _trusting(lambda: _read_through(folder), "its arrays cannot be read"))
+        state = _in_all(lambda: _trusting(lambda: self._read_arrays(step, abstract_state), "its arrays cannot be read"))
         for path, entry in _listing(state, checksums=True).items():
             if entry.get("crc32", 0) != body["arrays"][path].get("crc32", entry.get("crc32", 0)):
                 raise CorruptCheckpointError(f"{path} is not what was saved (its checksum differs)")
         return Restored(step, state, body["data"], body["meta"])
+
+    def _read_listing(self, step: int) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            body = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+            if body.pop("seal", None) != _seal(body) or body["step"] != step:
+                raise CorruptCheckpointError("its listing was changed after it was written")
+            return body
+
+        return _trusting(read, "its listing cannot be read")
+
+    def _read_arrays(self, step: int, abstract_state: PyTree) -> PyTree:
+        target = serialization.to_state_dict(abstract_state)
+        saved = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        return serialization.from_state_dict(abstract_state, saved)
 
     def restore_newest(self, abstract_state: PyTree, differs: Callable[[int], str | None] = lambda step: None) -> Restored | None:
         """The newest checkpoint that can be trusted, or None where there is none. `differs` may say why one cannot, by its step.
@@ -235,14 +265,36 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> Path:
+        name = gather_text(self._rename(step) if is_first() else "")[0]  # the others go on when it is done
+        self._manager.reload()
+        return self.directory / name
+
+    def _rename(self, step: int) -> str:
         target = self.directory / f"{_CORRUPT_PREFIX}{step}"
         count = 1
         while target.exists():
             count += 1
             target = self.directory / f"{_CORRUPT_PREFIX}{step}-{count}"
         os.rename(self.directory / str(step), target)
-        self._manager.reload()
-        return target
+        return target.name
+
+
+def _trusting(read: Callable[[], T], what: str) -> T:
+    """What `read` gives; all that can go wrong in reading is corruption, but for want of memory or leave."""
+    try:
+        return read()
+    except (MemoryError, PermissionError, CorruptCheckpointError):
+        raise
+    except Exception as error:
+        raise CorruptCheckpointError(f"{what}: {_one_line(error)}") from error
+
+
+def _in_all(read: Callable[[], T]) -> T:
+    """A checkpoint that one process cannot trust is corrupt for all of them, so that all take the same one."""
+    try:
+        return together(read, (CorruptCheckpointError,))
+    except DistributedError as error:
+        raise CorruptCheckpointError(str(error)) from error
 
 
 def _read_through(folder: Path) -> None:

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -205,31 +206,24 @@ def _window_starts(ends: list[int], side: np.ndarray, context: int) -> Int64[np.
     return np.concatenate(starts)
 
 
-class _Windows:
-    """Random access for grain: item i is window i of one side, uint8[context + 1]."""
-
-    def __init__(self, corpus: Corpus, starts: Int64[np.ndarray, " windows"]):
-        self._corpus, self._starts = corpus, starts
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, " time"]:
-        return self._corpus.window(int(self._starts[index]))
-
-
 def as_batch(windows: UInt8[np.ndarray, "batch time"]) -> Batch:
     """Windows of context + 1 bytes as int32 `tokens` and, one byte later, `targets`, both [batch, context]."""
     return {"tokens": windows[:, :-1].astype(np.int32), "targets": windows[:, 1:].astype(np.int32)}
 
 
-def train_batches(corpus: Corpus, *, batch_size: int, seed: int) -> grain.DatasetIterator:
+def train_batches(corpus: Corpus, *, batch_size: int, seed: int, rows: Int64[np.ndarray, " rows"] | None = None) -> grain.DatasetIterator:
     """An endless iterator of batches, every epoch in an order of its own that depends on `seed` alone.
 
     `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very
-    next batch.
+    next batch. rows: read only these of every batch; the batches and the state are the same whichever they are.
     """
-    dataset = grain.MapDataset.source(_Windows(corpus, corpus.train_starts)).shuffle(seed).repeat().batch(batch_size).map(as_batch)
+    chosen = slice(None) if rows is None else rows
+
+    def read(starts: Int64[np.ndarray, " batch"]) -> Batch:
+        return as_batch(np.stack([corpus.window(int(start)) for start in starts[chosen]]))
+
+    source: Any = corpus.train_starts  # grain reads items by number, which is what an array gives
+    dataset = grain.MapDataset.source(source).shuffle(seed).repeat().batch(batch_size).map(read)
     # slicing an array in memory is too cheap for reader threads, and there are few cores
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 

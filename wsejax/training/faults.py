@@ -21,9 +21,11 @@ from jaxtyping import PyTree
 
 from wsejax.hardware import Wafer
 
+from .distributed import gather_text, is_first, process_count
 from .rundir import write_atomically
 
 FAULTS, EVENTS = "faults.json", "events.jsonl"
+LOOK_EVERY = 16  # steps between looks at faults.json where processes have to agree on what it says, which takes a message
 Place = tuple[int, int]
 Link = tuple[Place, Place]
 T = TypeVar("T")
@@ -228,6 +230,8 @@ class DeathWatch:
     A dead part stays dead: events.jsonl is the machine's history, so it is not rewound where a run goes back to a checkpoint, and what
     it tells of is not logged again. faults.json is looked at whenever `due` is called and taken whole or not at all; `report` hears
     what is wrong with it, once. A new faults.json takes the place of the old one; what died stays dead.
+
+    In a run of several processes the first one writes, and reads faults.json for all, every LOOK_EVERY steps.
     """
 
     def __init__(self, folder: Path, wafer: Wafer | None, asked: Sequence[Death], report: Callable[[str], None]):
@@ -235,14 +239,17 @@ class DeathWatch:
         self._told: tuple[Death, ...] = ()
         self._seen: tuple[int, int, int] | None = None
         rows = read_events(folder)
-        if (folder / EVENTS).exists():  # without a torn last line, to which the next event would be glued
+        if is_first() and (folder / EVENTS).exists():  # without a torn last line, to which the next event would be glued
             write_atomically(folder / EVENTS, "".join(json.dumps(row) + "\n" for row in rows))
         past = history(folder)
         self._known: set[Place | Link] = {*past.pes, *past.links}  # parts that were dealt with
 
     def due(self, step: int, wafer: Wafer | None) -> Death | None:
         """What of `wafer` dies now that `step` steps are done; None where nothing does."""
-        self._look()
+        if process_count() == 1:
+            self._look()
+        elif step % LOOK_EVERY == 0:
+            self._look_together()
         if wafer is None:
             return None
         now = together([death for death in (*self._asked, *self._told) if death.step is None or death.step <= step])
@@ -258,10 +265,18 @@ class DeathWatch:
 
     def record(self, event: Event) -> None:
         """Write a line to events.jsonl; it is on disk when this returns."""
+        if not is_first():
+            return
         with open(self._folder / EVENTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(event.as_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _look_together(self) -> None:
+        if is_first():
+            self._look()
+        told = gather_text(json.dumps([{"step": death.step, **death.as_json()} for death in self._told]))[0]
+        self._told = tuple(map(death_of, json.loads(told)))
 
     def _look(self) -> None:
         path = self._folder / FAULTS

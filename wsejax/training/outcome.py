@@ -16,6 +16,7 @@ from pathlib import Path
 from wsejax.compiler import UnsupportedOpError
 
 from .checkpoint import CheckpointMismatchError
+from .distributed import EXIT_LOST_PEER, DistributedError
 from .faults import LostWaferError
 from .rundir import RunDirectoryError
 
@@ -45,7 +46,7 @@ class Fault(enum.IntEnum):
     HUNG = 9
     KILLED = 10
     CRASHED = 11
-    LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    LOST_PEER = EXIT_LOST_PEER
     STOPPED = 130
 
     @property
@@ -78,6 +79,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], Fault], ...] = (
     (AssertionError, Fault.FAILED_ASSERTION),
     (MemoryError, Fault.OUT_OF_MEMORY),
     (ConnectionError, Fault.LOST_PEER),
+    (DistributedError, Fault.BAD_INPUT),
     (PermissionError, Fault.BAD_INPUT),
     (FileNotFoundError, Fault.BAD_INPUT),
     (FileExistsError, Fault.BAD_INPUT),
