@@ -175,3 +175,19 @@ def test_a_cluster_is_a_value() -> None:
         cluster().systems = 3
     with pytest.raises(TypeError, match="wafers"):
         cluster().replace(wafers=2)
+
+
+@pytest.mark.parametrize("execution", ["resident", "streamed"])
+def test_sums_of_one_wafer_and_of_all_travel_apart(execution: str) -> None:
+    """The loss is a sum of each wafer's own, the gradient's norm the same on all; they end in one wave."""
+
+    def normed(state, batch):
+        value, grads = jax.value_and_grad(loss)(state, batch)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, state, grads), (value, optax.tree.norm(grads))
+
+    want = jax.jit(normed)(params(), data(12))
+    for groups, devices in ((1, (2, 2)), (1, (1, 1)), (2, (1, 2))):
+        machine = cluster(2, devices, tiles=(4, 4), groups=groups)
+        fun = wse.jit(normed, machine, donate_argnums=0, streamed_argnums=0, execution=execution)
+        for a, b in zip(jax.tree.leaves(fun(jax.tree.map(jnp.array, params()), data(12))), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

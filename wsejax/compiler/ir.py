@@ -30,12 +30,14 @@ CALLS = {
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """An array in the program: `const` is its concrete value if it is known when compiling, `made_by` the primitive behind it."""
+    """An array in the program: `const` is its concrete value if it is known when compiling, `made_by` the primitive behind it. On a cluster
+    it `varies` if wafers have each their own."""
 
     shape: tuple[int, ...]
     dtype: Any
     const: Any = None
     made_by: str = ""
+    varies: bool = False
 
     @property
     def ndim(self) -> int:

@@ -274,6 +274,8 @@ def run(plan: Plan, *blocks) -> list[Any]:
                 partials.append((planned, results[0]))
             else:
                 put(*planned, results)
-        for (planned, _), result in zip(partials, combine([p for _, p in partials], plan.reduction), strict=True):
-            put(*planned, [result])
+        for varies in (False, True):  # in one message they would all be of each wafer
+            some = [(planned, partial) for planned, partial in partials if planned[0].outs[0].varies == varies]
+            for (planned, _), result in zip(some, combine([p for _, p in some], plan.reduction), strict=True):
+                put(*planned, [result])
     return [get(v, want) for v, want in zip(plan.graph.outs, plan.outs, strict=True)]

@@ -155,7 +155,7 @@ class _Placer:
         self.here.update((v, v) for v in op.outs)
 
     def _new(self, v: Value, layout, shape=None) -> Value:
-        new = Value(v.shape if shape is None else shape, v.dtype, made_by=v.made_by)
+        new = Value(v.shape if shape is None else shape, v.dtype, made_by=v.made_by, varies=v.varies)
         self.layouts.pinned[new] = layout
         return new
 

@@ -132,7 +132,7 @@ class Builder:
 
     def like(self, value: Value, share: Share | None) -> Value:
         """A fresh value: what a wafer has of `value`."""
-        return Value(self.shape(value.shape, share), value.dtype, made_by=value.made_by)
+        return Value(self.shape(value.shape, share), value.dtype, made_by=value.made_by, varies=share is not None)
 
     def share(self, value: Value) -> Share | None:
         return self.now.get(value, (value, None))[1]
@@ -203,6 +203,7 @@ class Builder:
 
     def joined(self, value: Value, op: str, source: str) -> Value:
         """The wafers' values combined over the tree."""
+        value.varies = True
         params = {"op": op, "wafers": self.wafers, "arity": self.arity}
         return self.emit("swarm_reduce", params, [value], Value(value.shape, value.dtype), source)
 
