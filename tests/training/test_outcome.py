@@ -36,9 +36,9 @@ def test_what_is_fatal_and_what_is_not():
     [
         (-signal.SIGKILL, "", Fault.KILLED),
         (137, "", Fault.KILLED),
-        (-signal.SIGTERM, "", Fault.STOPPED),
+        (-signal.SIGTERM, "", Fault.KILLED),
         (-signal.SIGINT, "", Fault.STOPPED),
-        (143, "", Fault.STOPPED),
+        (143, "", Fault.KILLED),
         (-signal.SIGSEGV, "", Fault.CRASHED),
         (139, "", Fault.CRASHED),
         (-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", Fault.OUT_OF_MEMORY),

@@ -20,6 +20,11 @@ TITLES = {
     "replicated": "computed alike on every block; nothing moves",
     "unsharded": "NOT on the fabric: gathered and computed whole on every block",
 }
+# shown where a program has any
+OUTSIDE = {
+    "stream": "in and out of the wafers, and between them (bytes of one copy)",
+    "memoryx": "done outside the wafers, where streamed arguments live",
+}
 WIDTH = 160
 
 
@@ -34,21 +39,24 @@ class Audit:
     program: Program
     hlo: HloReport | None = None
     cache: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
         return not self.program.of_kind("unsharded")
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each primitive, source line, kernel, shapes and layouts: the count (None: inside a `while`), and bytes of all.
+        """One row for each primitive, source line, kernel, shapes and layouts (not of work outside): the count (None: inside a `while`) and
+        bytes of all.
 
         `link_bytes` counts a byte once for every link that it crosses, with a device a tile; `off_fabric_bytes` are those of the operands
         and results of operations computed whole.
         """
         groups: dict[tuple, list[Call]] = collections.defaultdict(list)
-        for kind in TITLES:
+        for kind in (*TITLES, *OUTSIDE):
             for c in self.program.of_kind(kind):
-                groups[kind, c.primitive, c.source, c.kernel, c.ins, c.outs].append(c)
+                arrays = ((), ()) if kind == "memoryx" else (c.ins, c.outs)  # there a line for each leaf would say little
+                groups[kind, c.primitive, c.source, c.kernel, *arrays].append(c)
         return [
             {
                 "kind": kind,
@@ -57,6 +65,7 @@ class Audit:
                 "kernel": kernel,
                 "count": None if any(c.count is None for c in calls) else sum(c.trips for c in calls),
                 "link_bytes": sum(c.byte_hops * c.trips for c in calls),
+                "stream_bytes": sum(c.array_bytes // 2 * c.trips for c in calls) if kind == "stream" else 0,
                 "off_fabric_bytes": sum(c.array_bytes * c.trips for c in calls) if kind == "unsharded" else 0,
                 "operands": [str(a) for a in ins],
                 "results": [str(a) for a in outs],
@@ -75,26 +84,33 @@ class Audit:
             "local_ops": self.program.local_ops,
             "hlo": None if self.hlo is None else {"permutes": self.hlo.permutes, "links": sorted(map(list, self.hlo.links))},
             "cache": self.cache,
+            "notes": list(self.notes),
             "rows": rows,
         }
 
     def __rich__(self) -> rich.console.Group:
         p, rows = self.program, self.rows()
-        size = f"{p.tiles[0]} x {p.tiles[1]} tiles"
+        many = f"{p.wafers} wafers of " if p.wafers > 1 else ""
+        size = f"{many}{p.tiles[0]} x {p.tiles[1]} tiles"
         head = f"wafer program: {size}, {p.byte_hops:,} link bytes a call (a tile a device), {p.local_ops} local ops"
         parts: list[Any] = [head, f"compiled: {self.hlo}" if self.hlo else "compiled: not yet, so its HLO is not checked"]
         parts += [f"cache: {self.cache}"] if self.cache else []
-        for kind, title in TITLES.items():
+        parts += self.notes
+        for kind, title in (TITLES | OUTSIDE).items():
             of_kind = [row for row in rows if row["kind"] == kind]
+            if kind in OUTSIDE and not of_kind:
+                continue
             parts.append(f"\n{title}: {len(of_kind)} kinds of calls")
             if of_kind:
                 table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-                for name in ("count", "primitive", "kernel", "operands and results", "link bytes", "source"):
-                    table.add_column(name, justify="right" if name in ("count", "link bytes") else "left", overflow="fold")
+                size = "bytes" if kind in OUTSIDE else "link bytes"
+                for name in ("count", "primitive", "kernel", "operands and results", size, "source"):
+                    table.add_column(name, justify="right" if name in ("count", size) else "left", overflow="fold")
                 for row in of_kind:
-                    arrays = f"{', '.join(row['operands'])} -> {', '.join(row['results'])}"
+                    into = "" if kind in OUTSIDE else f" -> {', '.join(row['results'])}"
+                    arrays = ", ".join(row["operands"]) + into
                     count = "while" if row["count"] is None else str(row["count"])
-                    moved = row["off_fabric_bytes"] or row["link_bytes"]
+                    moved = row["off_fabric_bytes"] or row["stream_bytes"] or row["link_bytes"]
                     cells = (count, row["primitive"], row["kernel"], arrays, f"{moved:,}", row["source"])
                     table.add_row(*(rich.text.Text(cell) for cell in cells))
                 parts.append(table)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wsejax import fabric
 from wsejax.compiler.arguments import placed
 from wsejax.compiler.check import HloReport, check_hlo
+from wsejax.compiler.ir import Graph
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -24,6 +25,11 @@ class Frame:
     """One wafer's devices."""
 
     wafer: Wafer
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph before what streams was taken out of it; None where nothing streams."""
+        return None
 
     @property
     def wafers(self) -> int:
@@ -67,6 +73,13 @@ class Frame:
         """
         return placed(flat, shardings)
 
-    def results(self, flat: Sequence[Any]) -> Sequence[Any]:
-        """What the compiled program gives, as the function's results."""
+    def results(self, flat: Sequence[Any], given: Sequence[Any]) -> Sequence[Any]:
+        """What the compiled program gives, as the results of the function called with `given`."""
         return flat
+
+    def check_export(self) -> None:
+        """Raises ValueError where programs cannot be exported."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What an audit should say besides."""
+        return ()

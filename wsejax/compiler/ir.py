@@ -133,7 +133,31 @@ def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> 
     ins = [_value(v.aval) for v in jaxpr.invars]
     ops: list[Op] = []
     outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller, keep)
+    _mark_entangled(ops)
     return Graph(ins, _turn_products(ops, outs), outs)
+
+
+ENTANGLED = "an update of what it is made of"
+
+
+def _mark_entangled(ops: list[Op]) -> None:
+    """Updates of a slice that are computed from the very array they go into: XLA:CPU may do both in one pass over it, in place, and then
+    reads what it has written already. The result's `made_by` tells the rule."""
+    made = {out: op for op in ops for out in op.outs}
+    for op in ops:
+        if op.name == "dynamic_update_slice":
+            views, (x, *left) = set(), op.ins[:2]
+            while x not in views:
+                views.add(x)
+                x = made[x].ins[0] if x in made and made[x].name in ("reshape", "squeeze", "slice", "transpose") else x
+            seen: set[Value] = set()
+            while left and not views & seen:
+                value = left.pop()
+                if value not in seen:
+                    seen.add(value)
+                    left += made[value].ins if value in made else []
+            if views & seen:
+                op.outs[0].made_by = ENTANGLED
 
 
 def read_blocks(closed, keep: tuple[str, ...] = ()) -> Graph | None:

@@ -106,7 +106,17 @@ def audit(fun: WaferFunction, *args, **kwargs) -> Audit:
 
 
 def argument_numbers(fun: Callable, argnums: int | Sequence[int], what: str) -> tuple[int, ...]:
-    """Positions of arguments, those from the end counted from the front."""
+    """Positions of arguments, those from the end counted from the front.
+
+    Raises:
+      ValueError: what is no position, or none that the function has.
+    """
+    known = _positional(fun)
+    for i in (argnums,) if isinstance(argnums, int | str) else tuple(argnums):
+        if not isinstance(i, int) or isinstance(i, bool):
+            raise ValueError(f"{what} has {i!r}: give positions of arguments, such as {what}=0")
+        if known and not _takes_any(fun) and i >= len(known):
+            raise ValueError(f"{what} has {i}: the function has {len(known)} positional arguments")
     return tuple(_positive(i, _positional(fun), what) for i in _numbers(argnums))
 
 
@@ -115,6 +125,10 @@ def _positional(fun: Callable) -> list[str]:
         return [p.name for p in inspect.signature(fun).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     except (TypeError, ValueError):  # a builtin without a signature, or no function
         return []
+
+
+def _takes_any(fun: Callable) -> bool:
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(fun).parameters.values())
 
 
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
@@ -196,15 +210,12 @@ class WaferFunction:
         if self._in_shardings is not None:
             prefix = self._in_shardings if isinstance(self._in_shardings, tuple | list) else (self._in_shardings,) * len(dynamic)
             is_leaf = lambda s: s is None or isinstance(s, NamedSharding | PartitionSpec)
-            spread = lambda s, part: jax.tree.map(lambda _: (s,), part)
+            spread = lambda s, part: jax.tree.map(lambda _: _Given(s), part)
             try:
-                given = jax.tree.leaves(
-                    jax.tree.map(spread, tuple(prefix), dynamic, is_leaf=is_leaf),
-                    is_leaf=lambda s: isinstance(s, tuple) and is_leaf(*s[:1]),
-                )
+                given = jax.tree.leaves(jax.tree.map(spread, tuple(prefix), dynamic, is_leaf=is_leaf))
             except ValueError as error:
                 raise ValueError(f"in_shardings={self._in_shardings!r}: not a prefix of the positional arguments: {error}") from error
-            found |= {n: s for n, (s,) in enumerate(given) if s is not None}
+            found |= {n: s.sharding for n, s in enumerate(given) if s.sharding is not None}
         return tuple((n, self._pin(s, len(flat[n].shape), f"layout of argument {n}")) for n, s in sorted(found.items()))
 
     def _pin(self, sharding: Any, ndim: int, what: str) -> Layout:
@@ -237,12 +248,12 @@ class WaferFunction:
         numbers = iter(range(len(shapes)))  # of the flat arguments, in the order of the tree
         dynamic, by_name = jax.tree.unflatten(tree, list(numbers))
         places = [i for i in range(count) if i not in fixed]
-        at = lambda argnums: [dynamic[places.index(i)] for i in argnums]
+        at = lambda argnums: [dynamic[places.index(i)] for i in argnums if i in places]
         taking = lambda args: [pair for arg in args for pair in _taking_place(arg, out, shapes, graph.outs)]
         others = [dynamic[n] for n, i in enumerate(places) if i not in self._donated and n < len(dynamic)]
         traced = Traced(
             name, graph, shapes, tree, out, taking(at(self._donated)), taking(others), jax.tree.leaves(at(self._donated)), pins, start, at,
-            taking, [jax.tree.leaves(arg) for arg in (*dynamic, *by_name.values())],
+            taking, [jax.tree.leaves(arg) for arg in (*dynamic, *by_name.values())], count,
         )  # fmt: skip
         return self._lowered_from(traced)
 
@@ -272,6 +283,13 @@ class WaferFunction:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Given:
+    """What was given for one array; no pytree, whatever it is."""
+
+    sharding: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Traced:
     """A function as it was traced for some shapes. Pairs are (number of a flat argument, number of the flat result that takes its place or
     looks like it)."""
@@ -289,6 +307,7 @@ class Traced:
     arguments: Callable[[Sequence[int]], list[Any]]  # of these positions, as trees of numbers
     taking_place: Callable[[Sequence[Any]], list[tuple[int, int]]]  # pairs of arguments given as such trees
     each: Sequence[Sequence[int]]  # the numbers of each argument's arrays
+    positional: int  # arguments in the call
 
 
 def _arrays(arguments, flat: list[Any]) -> list[Any]:

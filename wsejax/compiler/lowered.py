@@ -18,7 +18,7 @@ from wsejax.compiler.cache import LOG, CacheInfo, Entry
 from wsejax.compiler.check import HloReport
 from wsejax.compiler.export import Exported, export
 from wsejax.compiler.frame import Frame
-from wsejax.compiler.ir import Value
+from wsejax.compiler.ir import Graph, Value
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.live import peak_bytes
 from wsejax.compiler.program import Array, Program
@@ -42,6 +42,11 @@ class Lowered:
     _info: CacheInfo
     _checked: HloReport | None = None
     _weights: tuple[int, ...] | None = None  # numbers of the arguments, where the plan's graph no longer shows them
+
+    @property
+    def frame(self) -> Frame:
+        """Where it runs."""
+        return self._frame
 
     @property
     def out_tree(self) -> Any:
@@ -80,6 +85,11 @@ class Lowered:
         return peak_bytes(self._jitted.trace(*self._frame.shapes(self._shapes, self._flat_in_shardings)).jaxpr, frozenset(self._given_away))
 
     @property
+    def on_the_wafer(self) -> Graph:
+        """The graph of one wafer as if all of it were there: with what streams as ordinary arguments and results."""
+        return self._frame.graph or self.plan.graph
+
+    @property
     def donated(self) -> tuple[int, ...]:
         """Numbers of the flat arguments that are given away."""
         return self._given_away
@@ -107,7 +117,7 @@ class Lowered:
           FabricError: the compiled program breaks the law of `wse.check_hlo`.
         """
         cache = None if self._entry is None else str(self._ready[1]) if "_ready" in self.__dict__ else self._entry.explain()
-        return Audit(self.program, self._checked, cache)
+        return Audit(self.program, self._checked, cache, self._frame.notes())
 
     @functools.cached_property
     def _flat_in_shardings(self) -> list[NamedSharding]:
@@ -192,7 +202,11 @@ class Lowered:
         Args:
           vjp_order: how often what is loaded can be differentiated. With 1 or more it donates no argument.
           platforms: as in `jax.export`: "cpu", "cuda", "tpu". None: that of the wafer's devices.
+
+        Raises:
+          ValueError: it is a program for a cluster.
         """
+        self._frame.check_export()
         trees = self._in_tree, self._out_tree
         return export(self._jitted, self._name, self._shapes, self._given_away, trees, self._layouts, self.wafer, vjp_order, platforms)
 
@@ -208,7 +222,7 @@ class Lowered:
         """Run on flat dynamic arguments. What the cache holds cannot be traced again, so tracers take the function itself."""
         cached = self._entry is not None and not any(isinstance(x, jax.core.Tracer) for x in flat)
         results = (self._ready[0] if cached else self._jitted)(*self.place(flat))
-        return jax.tree.unflatten(self._out_tree, self._frame.results(results))
+        return jax.tree.unflatten(self._out_tree, self._frame.results(results, flat))
 
 
 @dataclasses.dataclass(eq=False)
@@ -235,4 +249,4 @@ class Compiled:
             raise ValueError(
                 f"called with arguments of structure {tree}, compiled for {self.lowered._in_tree}: call with the same structure"
             )
-        return jax.tree.unflatten(self.lowered._out_tree, self.lowered._frame.results(self.stage(*self.lowered.place(flat))))
+        return jax.tree.unflatten(self.lowered._out_tree, self.lowered._frame.results(self.stage(*self.lowered.place(flat)), flat))

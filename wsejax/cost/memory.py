@@ -66,6 +66,7 @@ class Memory:
     layer_bytes: float
     held: tuple[Held, ...]
     advice: tuple[str, ...]
+    streams: bool = False  # the program is one that streams, whatever would fit
 
     @property
     def peak_bytes(self) -> float:
@@ -79,7 +80,8 @@ class Memory:
     @property
     def verdict(self) -> str:
         room = float(self.system.sram_per_pe_bytes)
-        return "resident" if self.peak_bytes <= room else "streamed" if self.streamed_bytes <= room else "does not fit"
+        resident = self.peak_bytes <= room and not self.streams
+        return "resident" if resident else "streamed" if self.streamed_bytes <= room else "does not fit"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -96,9 +98,11 @@ class Memory:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{kind} {n:,.0f}" for kind, n in self.peak.items() if n >= 0.5)
+        held = self.streamed_bytes if self.streams else self.peak_bytes
         lines = [
-            f"{self.verdict}: {self.peak_bytes:,.0f} of {self.system.sram_per_pe_bytes:,.0f} bytes in the fullest PE of {self.system.name}",
-            f"at {self.at}: {parts}, code {self.code_bytes:,.0f}; streamed {self.streamed_bytes:,.0f}",
+            f"{self.verdict}: {held:,.0f} of {self.system.sram_per_pe_bytes:,.0f} bytes in the fullest PE of {self.system.name}",
+            f"at {self.at}: {parts}, code {self.code_bytes:,.0f}; "
+            + (f"resident {self.peak_bytes:,.0f}" if self.streams else f"streamed {self.streamed_bytes:,.0f}"),
         ]
         return "\n".join([*lines, *self.advice])
 
@@ -126,7 +130,7 @@ def memory(lowered: Lowered, system: System | str = CS3) -> Memory:
       system: the machine, as for `wse.cost`.
     """
     plan, chosen, system = lowered.plan, lowered.chosen, as_system(system)
-    graph = plan.graph
+    graph, streams = lowered.on_the_wafer, lowered.on_the_wafer is not plan.graph
     weights = set(lowered.weights)
     given_away = {graph.ins[n] for n in lowered.donated}
     kind = {v: "weights" if v in weights else "state" if v in given_away else "inputs" for v in graph.ins}
@@ -137,7 +141,7 @@ def memory(lowered: Lowered, system: System | str = CS3) -> Memory:
     fullest, streamed = mark.walk(graph, live, keep, results=set(graph.outs) if given_away else frozenset())
     code = float(np.max(system.code_per_pe_bytes))
     left = {k: n for k, n in streamed.bytes_of.items() if k in STREAMED_KINDS}
-    found = Memory(system, fullest.bytes_of, fullest.at, code, left, _layer_bytes(graph, weights, system), fullest.held, ())
+    found = Memory(system, fullest.bytes_of, fullest.at, code, left, _layer_bytes(graph, weights, system), fullest.held, (), streams)
     return dataclasses.replace(found, advice=_advice(found, weights))
 
 

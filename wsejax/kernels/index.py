@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Shaped
@@ -28,17 +29,29 @@ def merge_rows(rows: Shaped[Array, "..."], here: Shaped[Array, "..."], axis: str
       axis: mesh axis that splits the table's indexed dimension.
       dim: dimension of `rows` to leave split over `axis`, or None for rows on every device.
     """
+    if jnp.issubdtype(rows.dtype, jnp.complexfloating):
+        return lax.complex(*(merge_rows(part, here, axis, dim) for part in (rows.real, rows.imag)))
+    return (_merged_floats if jnp.issubdtype(rows.dtype, jnp.floating) else _merged)(rows, here, axis, dim)
+
+
+def _merged(rows, here, axis: str, dim: int | None):
     dtype = rows.dtype
-    if dtype == jnp.bool_:
-        bits = rows.astype(jnp.uint8)
-    elif jnp.issubdtype(dtype, jnp.complexfloating):
-        parts = [merge_rows(part, here, axis, dim) for part in (rows.real, rows.imag)]
-        return lax.complex(*parts)
-    else:
-        bits = lax.bitcast_convert_type(rows, _BITS[dtype.itemsize])
-    bits = jnp.where(here, bits, jnp.zeros_like(bits))
-    if dim is not None:
-        bits = fabric.collect(bits, axis, dim)
-    elif fabric.size(axis) > 1:
-        bits = fabric.in_order(fabric.gather(bits[None], axis, 0), 0)
+    bits = rows.astype(jnp.uint8) if dtype == jnp.bool_ else lax.bitcast_convert_type(rows, _BITS[dtype.itemsize])
+    bits = _summed(jnp.where(here, bits, jnp.zeros_like(bits)), axis, dim)
     return bits.astype(jnp.bool_) if dtype == jnp.bool_ else lax.bitcast_convert_type(bits, dtype)
+
+
+def _summed(rows, axis: str, dim: int | None):
+    if dim is not None:
+        return fabric.collect(rows, axis, dim)
+    return fabric.in_order(fabric.gather(rows[None], axis, 0), 0) if fabric.size(axis) > 1 else rows
+
+
+# What is done on bits has no derivative of its own; that of the sum is the sum.
+_merged_floats = jax.custom_jvp(_merged, nondiff_argnums=(2, 3))
+
+
+@_merged_floats.defjvp
+def _(axis: str, dim: int | None, primals, tangents):
+    (rows, here), (change, _) = primals, tangents
+    return _merged_floats(rows, here, axis, dim), _summed(jnp.where(here, change, jnp.zeros_like(change)), axis, dim)

@@ -29,7 +29,7 @@ from wsejax.kernels.reduce import Partial, combine
 from wsejax.kernels.relayout import Layout, relayout
 from wsejax.streaming.frame import ClusterFrame
 from wsejax.streaming.rules import LayerReduction
-from wsejax.streaming.store import Stored, make_current, other_slot, scratch
+from wsejax.streaming.store import Stored, make_current, only_user, other_slot, scratch
 
 OUTSIDE = {"stream_scan", "memoryx", "memoryx_reduce", "load", "store"}
 
@@ -56,17 +56,15 @@ class _Segment:
 class Driver:
     """Runs a lowered program of a cluster on a state on disk."""
 
-    def __init__(self, lowered: Lowered, pairs: Sequence[tuple[int, int]]) -> None:
-        """`pairs`: arguments that live outside, and the results that take their place, by number."""
-        frame = lowered._frame
-        assert isinstance(frame, ClusterFrame) and frame.ctx is not None
-        self.lowered, self.frame, self.ctx, self.pairs = lowered, frame, frame.ctx, pairs
+    def __init__(self, lowered: Lowered, frame: ClusterFrame) -> None:
+        assert frame.ctx is not None
+        self.lowered, self.frame, self.ctx, self.pairs = lowered, frame, frame.ctx, frame.pairs
         self.layouts, self.mesh = self.ctx.layouts, frame.mesh
         self.wafers, self.lanes = frame.cluster.systems, frame.cluster.lanes
         self.ahead = frame.cluster.memoryx.prefetch_layers if frame.cluster.memoryx else 0
         self._cut: dict[int, list[_Segment | Op]] = {}
         self._moves: dict[Any, Callable] = {}
-        self._reductions: dict[int, Any] = {}
+        self._reductions: dict[Any, Callable] = {}
         self._numbers = itertools.count()
         self._home = Path()
 
@@ -93,11 +91,11 @@ class Driver:
                 (x,) = placed([frame.deal(np.asarray(flat[n]) if n in disk else flat[n], n)], shardings[n : n + 1])
                 env[v] = Held(frame.with_wafers(x, n), lay, frame.in_shares[n] is None)
         wanted = {v: targets[o] for o, v in enumerate(graph.outs) if o in targets and frame.outs_away[o]}
-        try:
-            outs = self._graph(graph, env, wanted)
-            return self._results(outs, targets, slot)
-        finally:
-            shutil.rmtree(self._home, ignore_errors=True)
+        with only_user(slot.parent):
+            try:
+                return self._results(self._graph(graph, env, wanted), targets, slot)
+            finally:
+                shutil.rmtree(self._home, ignore_errors=True)
 
     def _check(self, disk: dict[int, Stored], targets: dict[int, Stored]) -> None:
         if missing := [n for n, away in enumerate(self.frame.ins_away) if away and n not in disk]:
@@ -106,6 +104,8 @@ class Driver:
             )
         if len({x.path.parent for x in disk.values()}) != 1:
             raise ValueError("the arguments on disk are of several states: give one, of open_state or of the step before")
+        for leaf in disk.values():
+            leaf.check(newest=True)
         if len(targets) != len(disk):
             raise ValueError("a state on disk is replaced by the step's result, and no result has its structure: return the new state")
 
@@ -119,7 +119,8 @@ class Driver:
             if x is not targets[o]:
                 targets[o].write(self._to_host(x, self.lowered.plan.graph.outs[o].shape)).result()
             found.append(targets[o])
-        make_current(slot.parent, next(iter(targets.values())).path.parent.name)
+        new = next(iter(targets.values()))
+        make_current(slot.parent, new.path.parent.name, new.count or 0)
         return found
 
     # ---- graphs ------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wsejax import fabric
 from wsejax.compiler.arguments import placed
 from wsejax.compiler.check import HloReport, check_hlo
 from wsejax.compiler.frame import Frame
+from wsejax.compiler.ir import Graph
 from wsejax.compiler.walk import Context
 from wsejax.fabric import swarm
 from wsejax.hardware import Cluster
@@ -38,6 +40,13 @@ class ClusterFrame(Frame):
     out_shares: tuple[Share | None, ...]
     whole: tuple[str, ...] = ()
     ctx: Context | None = None  # in which the program was planned
+    before: Graph | None = None  # the graph that streaming was put into
+    pairs: tuple[tuple[int, int], ...] = ()  # numbers of streamed arguments, and of the results in their place
+    driver: Any = None  # of states on disk, made when one is given
+
+    @property
+    def graph(self) -> Graph | None:
+        return self.before
 
     @property
     def wafers(self) -> int:
@@ -101,6 +110,8 @@ class ClusterFrame(Frame):
         return (self.cluster.systems, *(mine if d == share.dim else n for d, n in enumerate(shape)))
 
     def place(self, flat: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:
+        """As on a wafer; what a program of the caller's traces on its devices goes out for the call, and `results` come back."""
+        flat = [jax.device_put(x, jax.memory.Space.Host) if _traced_here(x) and self.ins_away[n] else x for n, x in enumerate(flat)]
         return placed([self.deal(x, n) for n, x in enumerate(flat)], shardings)
 
     def deal(self, x: Any, n: int) -> Any:
@@ -108,11 +119,21 @@ class ClusterFrame(Frame):
         share = self.in_shares[n]
         return swarm.deal(x, share.dim, self.cluster.systems, share.multiple) if share is not None and self._dealt(share) else x
 
-    def results(self, flat: Sequence[Any]) -> list[Any]:
-        return [
+    def results(self, flat: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        back = any(_traced_here(x) for x, away in zip(given, self.ins_away, strict=True) if away)
+        found = [
             swarm.collect(x, share.dim, share.size, share.multiple) if share is not None and self._dealt(share) else x
             for x, share in zip(flat, self.out_shares, strict=True)
         ]
+        return [jax.device_put(x, jax.memory.Space.Device) if back and self.outs_away[n] else x for n, x in enumerate(found)]
+
+    def check_export(self) -> None:
+        raise ValueError(
+            "programs for a cluster cannot be exported: export that of its wafer, wse.jit(fun, cluster.wafer).lower(...).export()"
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"came in whole, and not layer by layer: {what}" for what in self.whole)
 
     def with_wafers(self, x: Any, n: int) -> Any:
         """Argument `n` of the compiled program with the axis of wafers in front, where they share it."""
@@ -129,3 +150,8 @@ class ClusterFrame(Frame):
     def check(self, compiled: Any) -> HloReport:
         many = self.cluster
         return check_hlo(compiled, self.wafer.devices, many.groups, swarm.edges(many.systems, many.groups, many.swarmx.arity))
+
+
+def _traced_here(x: Any) -> bool:
+    """Whether it is a value of a program that is being traced, and in device memory there."""
+    return isinstance(x, jax.core.Tracer) and jax.typeof(x).memory_space == jax.memory.Space.Device

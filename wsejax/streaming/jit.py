@@ -107,8 +107,6 @@ class ClusterFunction(WaferFunction):
         self._lowered: dict[Any, Lowered] = {}
         self.cluster, self._named, self._execution = cluster, streamed, execution
         self._streamed = () if execution == "resident" else streamed
-        self._drivers: dict[int, Driver] = {}
-        self._replaced: dict[int, list[tuple[int, int]]] = {}  # of a lowered function, arguments and the results in their place
 
     def __call__(self, *args, **kwargs):
         disk = [x for x in jax.tree.leaves((args, kwargs)) if isinstance(x, Stored)]
@@ -118,12 +116,22 @@ class ClusterFunction(WaferFunction):
         lowered, flat = self._find(*shaped)
         stored = iter(disk)
         flat = [next(stored) if isinstance(x, jax.ShapeDtypeStruct) else x for x in flat]
-        if id(lowered) not in self._drivers:
-            self._drivers[id(lowered)] = Driver(lowered, self._replaced[id(lowered)])
-        return jax.tree.unflatten(lowered.out_tree, self._drivers[id(lowered)].run(flat))
+        frame = lowered.frame
+        assert isinstance(frame, ClusterFrame)
+        if not any(frame.ins_away):
+            raise ValueError(
+                f"a state on disk, and execution={self._execution!r} with streamed_argnums={self._named}: name the state's argument in "
+                "streamed_argnums, with execution='streamed'"
+            )
+        frame.driver = frame.driver or Driver(lowered, frame)
+        return jax.tree.unflatten(lowered.out_tree, frame.driver.run(flat))
 
     def _lowered_from(self, traced: Traced) -> Lowered:
         wafer, graph = self.cluster.wafer, traced.graph
+        if by_name := [i for i in self._streamed if i >= traced.positional]:
+            raise ValueError(
+                f"streamed_argnums has {by_name[0]}, the call has {traced.positional} positional arguments: pass it by position"
+            )
         numbers = set(jax.tree.leaves(traced.arguments(self._streamed)))
         numbers = {n for n in numbers if graph.ins[n].ndim}
         pairs = traced.taking_place(traced.arguments(self._streamed))
@@ -136,7 +144,8 @@ class ClusterFunction(WaferFunction):
         parts = partition(graph, {graph.ins[n]: d for n, d in split.items()}, wafers, self.cluster.swarmx.arity, same)
         shares = (parts.in_shares, parts.out_shares) if wafers > 1 else ((None,) * len(graph.ins), (None,) * len(graph.outs))
         flags = lambda some, count: tuple(n in some for n in range(count))
-        frame = ClusterFrame(wafer, self.cluster, flags(away, len(graph.ins)), flags(results, len(graph.outs)), *shares)
+        flagged = flags(away, len(graph.ins)), flags(results, len(graph.outs))
+        frame = ClusterFrame(wafer, self.cluster, *flagged, *shares, pairs=tuple(pairs))
         local = parts.graph
         layout = lambda lay: tuple(a[1] if isinstance(a, tuple) else a for a in lay)
         shared_only = lambda lay: any(isinstance(a, tuple) for a in lay) and not any(layout(lay))
@@ -152,7 +161,7 @@ class ClusterFunction(WaferFunction):
             program, frame.ctx = local, ctx
             if away:
                 placed = place_outside(local, layouts, frame.ins_away, frame.outs_away)
-                program, frame.whole, frame.outs_away = placed.graph, placed.whole, placed.outs
+                program, frame.whole, frame.outs_away, frame.before = placed.graph, placed.whole, placed.outs, local
             ahead = PREFETCH.set(self.cluster.memoryx.prefetch_layers if self.cluster.memoryx else 0)
             try:
                 return layouts, walk.plan(program, ctx)
@@ -162,9 +171,7 @@ class ClusterFunction(WaferFunction):
         planned()
         info = CacheInfo("off", time.perf_counter() - traced.start, why=("programs of clusters are not kept",))
         trees = traced.in_tree, jax.tree.structure(traced.out)
-        lowered = Lowered(traced.name, frame, planned, traced.shapes, *trees, tuple(traced.given_away), None, info, _weights=tuple(weights))
-        self._replaced[id(lowered)] = pairs
-        return lowered
+        return Lowered(traced.name, frame, planned, traced.shapes, *trees, tuple(traced.given_away), None, info, _weights=tuple(weights))
 
     def _pin(self, sharding: Any, ndim: int, what: str) -> Any:
         """A layout in which the dimension that wafers share is ("wafer", its axis on the wafer or None)."""

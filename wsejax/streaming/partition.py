@@ -69,8 +69,8 @@ def partition(graph: Graph, split: Mapping[Value, int], wafers: int, arity: int 
             raise ValueError(f"split={{{value}: {dim}}}: give inputs of the graph, each with one of its dimensions (from 0)")
         if value.shape[dim] < wafers:
             raise ValueError(
-                f"split: dimension {dim} of {value} is a batch of {value.shape[dim]} for {wafers} wafers, and each needs a row at least: "
-                f"give a batch of {wafers} or more, fewer wafers, or leave this input whole"
+                f"a batch of {value.shape[dim]} for {wafers} wafers (dimension {dim} of {value}): each needs a row at least; give a "
+                f"batch of {wafers} or more, fewer systems, or say with in_shardings what the wafers share"
             )
     if wafers == 1:
         ins = [Share(split[v], v.shape[split[v]]) if v in split else None for v in graph.ins]

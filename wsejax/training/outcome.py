@@ -138,8 +138,10 @@ def fault_of_exit(code: int, stderr_tail: str = "", *, out_of_memory_kills: int 
       stderr_tail: the last that it said; looked at only where the code does not tell.
       out_of_memory_kills: how often the kernel killed for lack of memory meanwhile (see `out_of_memory_kills`).
     """
-    if code in (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM):
+    if code == -signal.SIGINT:
         return Fault.STOPPED  # before it could end in its own way
+    if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        return Fault.KILLED  # by a scheduler, or by hand: who wants the run to end asks the supervisor
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return Fault.OUT_OF_MEMORY if out_of_memory_kills > 0 else Fault.KILLED
     if code < 0 or (128 < code < 160 and code != Fault.STOPPED):

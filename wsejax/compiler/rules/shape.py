@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from wsejax.compiler.dims import batch_dims, kept, major, reshape_groups
-from wsejax.compiler.ir import Op
+from wsejax.compiler.ir import ENTANGLED, Op
 from wsejax.compiler.walk import Context, Step, rule, whole
 from wsejax.kernels.relayout import Layout
 
@@ -127,4 +129,17 @@ def dynamic_slice(op: Op, ctx: Context) -> Step:
 def dynamic_update_slice(op: Op, ctx: Context) -> Step:
     x, update = op.ins[:2]
     lay = tuple(a if x.shape[d] == update.shape[d] else None for d, a in enumerate(ctx.layouts[op.outs[0]]))
-    return Step([lay, lay, *[()] * (len(op.ins) - 2)], [lay], op.bind)
+    run = (lambda x, update, *at: [_updated(x, update, at)]) if op.outs[0].made_by == ENTANGLED else op.bind
+    return Step([lay, lay, *[()] * (len(op.ins) - 2)], [lay], run)
+
+
+def _updated(x, update, at):
+    """`lax.dynamic_update_slice`, element by element: never in place."""
+    inside = jnp.ones((), bool)
+    for d, start in enumerate(at):
+        n, size = x.shape[d], update.shape[d]
+        start = jnp.clip(jnp.where(start < 0, start + n, start).astype(jnp.int32), 0, n - size)
+        place = jnp.arange(n, dtype=jnp.int32) - start
+        update = jnp.take(update, jnp.clip(place, 0, size - 1), axis=d)
+        inside = inside & ((place >= 0) & (place < size)).reshape([-1 if i == d else 1 for i in range(x.ndim)])
+    return jnp.where(inside, update, x)
