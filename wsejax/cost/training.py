@@ -51,7 +51,7 @@ class Streaming:
     tree_arity: Any = 4.0  # SwarmX glossary: nodes of 1:4
     # Of the nominal lanes, that products keep busy in programs whose software and boundary are counted apart: one constant of both
     # generations, fitted to ALCF's four runs, compiled and priced kernel by kernel (`experiments.published_steps`).
-    matrix_share: Any = 0.74
+    matrix_share: Any = 0.726
     # The same as `boundary_passes` of such programs, whose kernels have the time that whole runs put there. Of 0 to 3 the best for the same
     # runs, and what crosses the link if moments stay in MemoryX: a gradient out and a weight in.
     program_boundary_passes: Any = 1.0
