@@ -164,6 +164,7 @@ def test_every_contender_is_described_and_the_reference_always_runs():
         build("nobody", TINY_WORK)
 
 
+@pytest.mark.slow
 def test_contenders_train_alike_and_the_numbers_are_kept(tmp_path, capsys):
     out = tmp_path / "bench.json"
     names = ["plain-scan", "plain-remat", "xla-2x2"]
@@ -202,6 +203,7 @@ def test_xla_splits_every_weight_and_keeps_the_layout():
     assert contender.function._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_own_process_sees_the_settings_of_a_plain_program(monkeypatch):
     """Served, a contender gives the same losses as here, and one that dies is an error that says where to look."""
     here, served = contenders.plain(TINY_WORK), build("plain-alone", TINY_WORK)
@@ -216,6 +218,7 @@ def test_own_process_sees_the_settings_of_a_plain_program(monkeypatch):
         build("plain-alone", dataclasses.replace(TINY_WORK, width=31))
 
 
+@pytest.mark.slow
 def test_torch_twin_is_the_same_model_and_step():
     pytest.importorskip("torch")
     reference = contenders.plain(TINY_WORK)

@@ -24,6 +24,7 @@ def small(tmp_path_factory) -> Settings:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_counts_what_it_kept_and_more_runs_contain_the_first(small, tmp_path, capsys):
     with jax.numpy_rank_promotion("allow"):  # the model is plain JAX and broadcasts as users' code does
         main(dataclasses.replace(small, out=tmp_path / "two"))

@@ -35,7 +35,10 @@ def assert_same_bits(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+FIRST = ("adamw", "half", "micro_batches", "several_steps", "forward", "gradient")  # the others take as long, and are marked slow
+
+
+@pytest.mark.parametrize("name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in PROGRAMS])
 def test_streamed_is_resident(name: str) -> None:
     _, state, metrics, _ = run(name, cluster(), "resident")
     _, streamed_state, streamed_metrics, arrays = run(name, cluster(), "streamed")
@@ -67,13 +70,13 @@ def test_device_memory_follows_a_layer_not_the_model(monkeypatch: pytest.MonkeyP
     assert found[32]["resident"] - found[4]["resident"] >= 28 * 4 * layer_bytes
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("ahead", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_how_early_layers_come_changes_nothing(ahead: int) -> None:
     base, other = (run("adamw", cluster(memoryx=wse.MemoryX(prefetch_layers=n)), "streamed") for n in (1, ahead))
     assert_same_bits(base[1:3], other[1:3])
 
 
-@pytest.mark.parametrize(("tiles", "devices"), [((1, 1), (1, 1)), ((2, 2), (1, 2)), ((4, 2), (2, 2))])
+@pytest.mark.parametrize(("tiles", "devices"), [((1, 1), (1, 1)), pytest.param((2, 2), (1, 2), marks=pytest.mark.slow), ((4, 2), (2, 2))])
 def test_on_any_tiles_and_devices(tiles, devices) -> None:
     resident, streamed = (run("adamw", cluster(tiles, devices), execution) for execution in ("resident", "streamed"))
     assert_same_bits(resident[1:3], streamed[1:3])

@@ -40,7 +40,7 @@ def assert_same_bits(a, b) -> None:
     ("name", "systems", "devices", "groups"),
     [
         ("adamw", 1, (1, 1), 1),
-        ("adamw", 2, (1, 2), 2),
+        pytest.param("adamw", 2, (1, 2), 2, marks=pytest.mark.slow),
         *(
             pytest.param(name, 1, (1, 1), 1, marks=pytest.mark.slow)
             for name in ("half", "lamb", "micro_batches", "several_steps", "unrolled", "tied", "odd_sizes")

@@ -69,7 +69,7 @@ def assert_gone(group: int) -> None:
         ("exit 3", Fault.COMPILE_ERROR, 1),
         ("exit 4", Fault.FAILED_ASSERTION, 1),
         ("exit 130", Fault.STOPPED, 1),
-        ("kill -TERM $$", Fault.STOPPED, 1),
+        ("kill -TERM $$", Fault.KILLED, 3),
         ("exit 1", Fault.UNKNOWN, 3),
         ("exit 6", Fault.NAN_LOSS, 2),  # at the same step again
         ("exit 7", Fault.OUT_OF_MEMORY, 3),
