@@ -191,3 +191,42 @@ def test_sums_of_one_wafer_and_of_all_travel_apart(execution: str) -> None:
         fun = wse.jit(normed, machine, donate_argnums=0, streamed_argnums=0, execution=execution)
         for a, b in zip(jax.tree.leaves(fun(jax.tree.map(jnp.array, params()), data(12))), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_shardings_beside_a_state_of_an_optimiser() -> None:
+    """Whose structure has empty tuples."""
+    state = params(), TX.init(params())
+    fun = wse.jit(step, cluster(2, groups=2), donate_argnums=0, in_shardings=(None, P("wafer")))
+    _, value = fun(jax.tree.map(jnp.array, state), data(8))
+    np.testing.assert_allclose(value, loss(params(), data(8)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("execution", ["resident", "streamed"])
+def test_other_transformations_go_round_it(execution: str) -> None:
+    fun = wse.jit(step, cluster(2, groups=1), streamed_argnums=0, execution=execution)
+    state, batch = (params(), TX.init(params())), data(8)
+    want = jax.jit(lambda s: jax.lax.scan(lambda c, _: step(c, batch), s, None, length=2))(state)
+    found = jax.jit(lambda s: jax.lax.scan(lambda c, _: fun(c, batch), s, None, length=2))(state)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    of_loss = wse.jit(loss, cluster(2, groups=1), streamed_argnums=0, execution="resident")
+    for a, b in zip(jax.tree.leaves(jax.grad(of_loss)(params(), batch)), jax.tree.leaves(jax.grad(loss)(params(), batch)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_what_streams_is_in_the_audit() -> None:
+    fun = wse.jit(step, cluster(2, groups=1), donate_argnums=0, streamed_argnums=0, execution="streamed")
+    text = str(fun.lower((params(), TX.init(params())), data()).audit())
+    assert "2 wafers of 2 x 2 tiles" in text and "in and out of the wafers" in text and "done outside the wafers" in text
+    with pytest.raises(ValueError, match="cannot be exported"):
+        fun.lower((params(), TX.init(params())), data()).export()
+
+
+def test_streamed_arguments_are_positions() -> None:
+    streamed = {"streamed_argnums": 0, "execution": "streamed"}
+    with pytest.raises(ValueError, match="streamed_argnums has 7: the function has 2 positional"):
+        wse.jit(step, cluster(), streamed_argnums=7)
+    with pytest.raises(ValueError, match="streamed_argnums has 'state'"):
+        wse.jit(step, cluster(), streamed_argnums="state")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="pass it by position"):
+        wse.jit(step, cluster(), **streamed)(state=(params(), TX.init(params())), batch=data())

@@ -113,3 +113,29 @@ def test_bad_input(tmp_path: Path) -> None:
     mixed = (jax.tree.map(jnp.array, start[0]), *disk[1:])
     with pytest.raises(ValueError, match="not on disk, where others are"):
         streamed(step, machine())(mixed, batch)
+
+
+def test_a_state_that_was_replaced_is_neither_read_nor_stepped(tmp_path: Path) -> None:
+    start = {"h": jnp.zeros((2, 4, 4))}
+    fun = wse.jit(lambda s, d: (jax.tree.map(lambda a: a + d, s), d), machine(), streamed_argnums=0, execution="streamed")
+    first = on_disk(tmp_path, start)
+    second, _ = fun(first, jnp.float32(1))
+    assert np.asarray(first["h"]).max() == 0, "the state before is still there"
+    with pytest.raises(ValueError, match=r"is of state 0 .* and 1 is the newest"):
+        fun(first, jnp.float32(7))
+    third, _ = fun(second, jnp.float32(1))
+    with pytest.raises(ValueError, match="replaces the state"):
+        np.asarray(first["h"])
+    assert (np.asarray(second["h"]).max(), np.asarray(third["h"]).max()) == (1, 2)
+
+
+def test_what_a_disk_cannot_tell_apart_or_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"leaf 'a\.b'"):
+        create_state(tmp_path / "a", {"a.b": jnp.ones(3), "a": {"b": jnp.zeros(3)}})
+    with pytest.raises(ValueError, match="key_data"):
+        create_state(tmp_path / "b", {"k": jax.random.key(0)})
+    with pytest.raises(ValueError, match=r"h: a value of float32\[2\] for float32\[2, 2\]"):
+        create_state(tmp_path / "c", {"h": jnp.ones((2, 2, 2))}, lambda name, i: np.ones(2, np.float32))
+    disk = on_disk(tmp_path / "d", {"h": jnp.ones((2, 2, 2))})
+    with pytest.raises(ValueError, match="execution='streamed'"):
+        wse.jit(lambda s: s, machine(), streamed_argnums=0, execution="resident")(disk)
