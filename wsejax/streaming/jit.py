@@ -22,7 +22,7 @@ from wsejax.compiler.work import weights_of
 from wsejax.hardware import Cluster, Wafer, capacity, system_of
 from wsejax.streaming.driver import Driver
 from wsejax.streaming.frame import ClusterFrame
-from wsejax.streaming.outside import place_outside
+from wsejax.streaming.outside import hold_outside, place_outside
 from wsejax.streaming.partition import partition
 from wsejax.streaming.rules import PREFETCH
 from wsejax.streaming.store import Stored
@@ -134,7 +134,8 @@ class ClusterFunction(WaferFunction):
             )
         numbers = set(jax.tree.leaves(traced.arguments(self._streamed)))
         numbers = {n for n in numbers if graph.ins[n].ndim}
-        pairs = traced.taking_place(traced.arguments(self._streamed))
+        named = {n for n in jax.tree.leaves(traced.arguments(self._named)) if graph.ins[n].ndim}
+        pairs = traced.taking_place(traced.arguments(self._named))
         weights = [n for n, v in enumerate(graph.ins) if v in set(weights_of(graph))]
         away = numbers if self._outside(traced, numbers, weights) else set()
         results = {o for i, o in pairs if i in away}
@@ -162,6 +163,10 @@ class ClusterFunction(WaferFunction):
             if away:
                 placed = place_outside(local, layouts, frame.ins_away, frame.outs_away)
                 program, frame.whole, frame.outs_away, frame.before = placed.graph, placed.whole, placed.outs, local
+            elif named:
+                program = hold_outside(
+                    local, layouts, flags(named, len(graph.ins)), flags({o for i, o in pairs if i in named}, len(graph.outs))
+                )
             ahead = PREFETCH.set(self.cluster.memoryx.prefetch_layers if self.cluster.memoryx else 0)
             try:
                 return layouts, walk.plan(program, ctx)

@@ -45,6 +45,13 @@ def place_outside(graph: Graph, layouts: Layouts, ins: Sequence[bool], outs: Seq
     return Placed(new, tuple(v in placer.given for v in graph.ins), tuple(placer.outs), tuple(dict.fromkeys(placer.whole)))
 
 
+def hold_outside(graph: Graph, layouts: Layouts, ins: Sequence[bool], outs: Sequence[bool]) -> Graph:
+    """`graph` with everything on the wafer, and a barrier where a value would go outside: there XLA cannot rewrite from one side to the
+    other (c * (2 * x) as (2 * c) * x), so it must not here, or the last bits would tell which execution it was."""
+    given = {v for v, flag in zip(graph.ins, ins, strict=True) if flag and v.ndim}
+    return _Placer(graph, layouts, _layers(graph, layouts), given, outs).hold()
+
+
 class _Placer:
     """One graph's rewriting, in program order; `here` holds the values on the wafer by their name in the old graph, `there` those outside.
     What is in neither is `lazy`: made of outside values by work that is done where it is needed."""
@@ -59,8 +66,6 @@ class _Placer:
         self.here: dict[Value, Value] = {v: v for v in graph.ins if v not in given}
         self.there: dict[Value, Value] = {v: v for v in given}
         self.chosen = {v: layouts[v] for v in given}
-        for v in given:
-            layouts.pinned[v] = layouts.unpadded(v)
         self.wanted = self._wanted()
         self.lazy: set[Value] = set()
         self.stored: set[Value] = set()
@@ -133,6 +138,8 @@ class _Placer:
 
     def place(self) -> Graph:
         """The new graph; its results that `outs` names are outside."""
+        for v in self.given:
+            self.layouts.pinned[v] = self.layouts.unpadded(v)
         for v in self.graph.ins:
             self._store_if_asked(v)
         for op in self.graph.ops:
@@ -149,6 +156,23 @@ class _Placer:
         self._results()
         outs = [self.there[v] if flag else self.get(v) for v, flag in zip(self.graph.outs, self.outs, strict=True)]
         return Graph(self.graph.ins, self.ops, outs)
+
+    def hold(self) -> Graph:
+        """The graph as it was, with barriers."""
+        held: dict[Value, Value] = {}
+        for op in self.graph.ops:
+            bodies, goes = op.bodies, [v in self.stored for v in op.outs]
+            if op.name == "scan":
+                (body,), (consts, _), goes = bodies, scan_split(op), self._kept(op)
+                given = {b for v, b in zip(op.ins[:consts], body.ins, strict=False) if self._streams(op) and v in self.given | self.lazy}
+                given |= {b for b, flag in zip(body.ins[consts:], goes, strict=False) if flag and b.ndim}
+                bodies = (_Placer(body, self.layouts, self.layers, given, goes).hold(),)
+            ins = [held.get(v, v) for v in op.ins] if op.outs and op.outs[0] in self.lazy else op.ins
+            self.ops.append(Op(op.name, op.primitive, op.params, ins, op.outs, op.source, bodies))
+            for v in (v for v, flag in zip(op.outs, goes, strict=True) if flag):
+                held[v] = self._new(v, self.layouts[v])
+                self.ops.append(Op("optimization_barrier", None, {}, [v], [held[v]], op.source))
+        return Graph(self.graph.ins, self.ops, [held.get(v, v) for v in self.graph.outs])
 
     def _keep(self, op: Op, ins: list[Value]) -> None:
         self.ops.append(Op(op.name, op.primitive, op.params, ins, op.outs, op.source, op.bodies))
