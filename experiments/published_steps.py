@@ -52,27 +52,27 @@ RUNS = {
 }
 
 
-@functools.cache
-def lowered(id: str) -> wse.Lowered:
+def _lowered(id: str, machine: wse.Wafer | wse.Cluster, **options: Any) -> wse.Lowered:
     """The training step of a run in bfloat16, by AdamW, every layer recomputed in the backward pass."""
     run = RUNS[id]
     dims = find(run.model)
     config = DecoderConfig.of({**dims, "context": max(run.seq_len, dims["context"])}, dtype=jnp.bfloat16)
     step, state = abstract_train_step(config, optax.adamw(1e-4))
-    wafer = wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1))
-    return wse.jit(step, wafer, donate_argnums=0).lower(state, jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32))
+    tokens = jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32)
+    return wse.jit(step, machine, donate_argnums=0, **options).lower(state, tokens)
+
+
+@functools.cache
+def lowered(id: str) -> wse.Lowered:
+    """The step as kernels alone."""
+    return _lowered(id, wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1)))
 
 
 @functools.cache
 def streamed(id: str) -> wse.Lowered:
     """The same step with its state in MemoryX."""
-    run = RUNS[id]
-    dims = find(run.model)
-    config = DecoderConfig.of({**dims, "context": max(run.seq_len, dims["context"])}, dtype=jnp.bfloat16)
-    step, state = abstract_train_step(config, optax.adamw(1e-4))
     cluster = wse.Cluster(wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1)))
-    tokens = jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32)
-    return wse.jit(step, cluster, donate_argnums=0, streamed_argnums=0, execution="streamed").lower(state, tokens)
+    return _lowered(id, cluster, streamed_argnums=0, execution="streamed")
 
 
 def modelled_streamed(id: str, share: float | None = None) -> float:

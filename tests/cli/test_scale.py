@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
-import rich.cells
-import rich.console
-import tyro
 
 import wsejax as wse
 from models import presets
 from tests.test_cli import asked, refused
-from wsejax.cli import command as command_line
 from wsejax.cost.scaling import published_scaling, scaling
 from wsejax.cost.training import Streaming
 from wsejax.hardware import CLUSTERS
@@ -90,14 +85,3 @@ def test_specs_list_the_clusters_of_a_generation(capsys):
     assert data["clusters"]["cg1"]["source"] == CLUSTERS["cg1"].source
     assert data["memoryx"]["1.2PB"] == {"capacity_bytes": 1.2e15, "most_parameters": 75e12, "vendor_parameters": 24e12}
     assert "54.4 M" in text and "93.75 G" in text and "24 T (50 bytes each)" in text
-
-
-@pytest.mark.parametrize("command", ["scale llama-3-8b", "scale llama-3.1-405b --strong --batch 64", "specs"])
-def test_tables_fit_eighty_columns(command: str):
-    output = tyro.cli(command_line._commands(), args=command.split(), config=command_line.CONFIG).run()
-    out = io.StringIO()
-    console = rich.console.Console(width=80, file=out, markup=False, highlight=False)
-    for part in output.parts:
-        console.print(part)
-    assert max(rich.cells.cell_len(line) for line in out.getvalue().splitlines()) <= 80
-    assert "…" not in out.getvalue()

@@ -12,7 +12,7 @@ import pytest
 
 import wsejax as wse
 from tests.streaming.streamed_programs import PROGRAMS
-from wsejax.streaming.store import Stored, create_state, leaf_names, open_state
+from wsejax.streaming.store import Stored, create_state, leaf_names, only_user, open_state
 
 SPEC = wse.WSE3.scaled(16, 16)
 
@@ -84,19 +84,46 @@ def test_a_step_that_ends_early_leaves_the_state_before_it(tmp_path: Path, monke
     assert_same_bits(after, expected)
 
 
-def test_layers_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No stacked array is ever in host memory whole, and slices are asked for a layer ahead."""
+def test_layers_are_read_and_written_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stacked array is ever in host memory whole, and no layers queue up before a slow disk."""
     step, start, batch = PROGRAMS["adamw"]()
-    disk, asked = on_disk(tmp_path, start), []
-    ask = Stored.ask
+    disk, asked, waiting, most = on_disk(tmp_path, start), [], set(), 0
+    ask, write = Stored.ask, Stored.write
+
+    class Writing:
+        def __init__(self, index: int, written) -> None:
+            self.written = written
+            waiting.add((index, self))
+
+        def result(self):
+            waiting.difference_update({pair for pair in waiting if pair[1] is self})
+            return self.written.result()
+
+    def slowly(self, value, index=None):
+        nonlocal most
+        if index is None:
+            return write(self, value)
+        made = Writing(index, write(self, value, index))
+        most = max(most, len({layer for layer, _ in waiting}))
+        return made
 
     def counted(self, index=None):
         asked.append((self.shape, index))
         return ask(self, index)
 
     monkeypatch.setattr(Stored, "ask", counted)
+    monkeypatch.setattr(Stored, "write", slowly)
     streamed(step, machine())(disk, batch)
     assert asked and not [shape for shape, index in asked if len(shape) == 3 and index is None]
+    assert most == 3 and not waiting, "one computed, one under way, one more while the next is asked for"
+
+
+def test_a_state_is_stepped_by_one_at_a_time(tmp_path: Path) -> None:
+    step, start, batch = PROGRAMS["sgd"]()
+    disk = on_disk(tmp_path, start)
+    with only_user(tmp_path), pytest.raises(ValueError, match="another process steps this state"):
+        streamed(step, machine())(disk, batch)
+    streamed(step, machine())(disk, batch)
 
 
 def test_bad_input(tmp_path: Path) -> None:

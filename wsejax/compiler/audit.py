@@ -65,7 +65,7 @@ class Audit:
                 "kernel": kernel,
                 "count": None if any(c.count is None for c in calls) else sum(c.trips for c in calls),
                 "link_bytes": sum(c.byte_hops * c.trips for c in calls),
-                "stream_bytes": sum(c.array_bytes // 2 * c.trips for c in calls) if kind == "stream" else 0,
+                "stream_bytes": sum(max(c.stream_bytes) * c.trips for c in calls),
                 "off_fabric_bytes": sum(c.array_bytes * c.trips for c in calls) if kind == "unsharded" else 0,
                 "operands": [str(a) for a in ins],
                 "results": [str(a) for a in outs],
@@ -103,9 +103,9 @@ class Audit:
             parts.append(f"\n{title}: {len(of_kind)} kinds of calls")
             if of_kind:
                 table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-                size = "bytes" if kind in OUTSIDE else "link bytes"
-                for name in ("count", "primitive", "kernel", "operands and results", size, "source"):
-                    table.add_column(name, justify="right" if name in ("count", size) else "left", overflow="fold")
+                unit = "bytes" if kind in OUTSIDE else "link bytes"
+                for name in ("count", "primitive", "kernel", "operands and results", unit, "source"):
+                    table.add_column(name, justify="right" if name in ("count", unit) else "left", overflow="fold")
                 for row in of_kind:
                     into = "" if kind in OUTSIDE else f" -> {', '.join(row['results'])}"
                     arrays = ", ".join(row["operands"]) + into

@@ -44,24 +44,7 @@ def jit(
     strict: bool = True,
     cache: str | os.PathLike[str] | bool | None = None,
 ) -> WaferFunction:
-    """`fun` as the wafer would run it: arrays laid over the PE mesh, every byte between PEs moved by neighbour shifts.
-
-    Args:
-      fun: a pure JAX function of pytrees, unmodified.
-      wafer: the machine. Results depend on its tiles, never on its devices or defects.
-      donate_argnums: as in `jax.jit`. A donated argument and the result of the same structure are laid out alike.
-      static_argnums, static_argnames: as in `jax.jit`; static values must be hashable.
-      in_shardings: as in `jax.jit`, for the dynamic positional arguments: NamedShardings over `wafer.mesh` or PartitionSpecs pin the
-        layouts of arguments; None, here or in the tree, leaves the choice to the compiler. So does an array that lies somewhere already: it
-        is moved. A `jax.ShapeDtypeStruct` with a sharding, given to `lower`, pins too.
-      strict: an operation without a rule raises `UnsupportedOpError` when lowering. False gathers its operands over the fabric, computes it
-        whole on every block, and shows it in the audit.
-      cache: folder in which compiled programs are kept from one process to the next (`Compiled.cache`, `Lowered.explain`). None: the
-        environment variable WSEJAX_CACHE_DIR, and without it no cache; False: no cache. Only share it with those whose code you would run.
-
-    Returns:
-      A function of the same arguments and results. Arguments may be numpy or JAX arrays laid out in any way; results come
-      laid out over `wafer.mesh`.
+    """`wse.jit` on one wafer; that of `wsejax.streaming` tells of the arguments.
 
     Raises:
       TypeError: `fun` cannot be called, or (when it is called) an argument is no array.

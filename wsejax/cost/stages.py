@@ -274,7 +274,7 @@ class _Maker:
                 return
             if self.pieces or self.out_bytes:
                 self.close()
-            self.names += [name for name in (_name(thing),) if name not in self.names]
+            self.names += [] if thing.source in self.names else [thing.source]
             self.in_bytes += thing.stream_bytes[0]
             if self.owed and thing.source == source:  # a slice for this trip; what has a line of its own is the same in every trip
                 self.fixed, self.owed = self.layer_seconds, False
@@ -288,14 +288,9 @@ class _Maker:
             down, up = thing.stream_bytes
             self.out_bytes += up
             self.close()
-            self.names, self.in_bytes, self.source = [f"sum of {_name(thing)}"], down, source
+            self.names, self.in_bytes, self.source = [f"sum of {thing.source}"], down, source
             self.close(fenced=True)
         self.source = source or self.source
-
-
-def _name(call: Call) -> str:
-    """The line that reads what is loaded, or makes what is stored."""
-    return call.source
 
 
 def _staged(program: Program, seconds_of: Callable[[Call], float], layer_seconds: float) -> list[Staged]:

@@ -106,6 +106,8 @@ class Cluster:
     memoryx: MemoryX | None
     swarmx: SwarmX
     groups: int
+    _mesh: Mesh | None
+    _key: tuple[Any, ...]
 
     def __init__(
         self,
@@ -154,14 +156,14 @@ class Cluster:
         if unknown := sorted(changes.keys() - {*keep, "groups", "mesh"}):
             raise TypeError(f"{', '.join(unknown)}: Cluster.replace takes {', '.join(keep)}, groups, mesh")
         if not changes.keys() & {"groups", "mesh", "systems", "wafer"}:
-            keep |= {"groups": self.groups} if self._mesh is None else {"mesh": self._mesh}  # pyright: ignore[reportAttributeAccessIssue]
+            keep |= {"groups": self.groups} if self._mesh is None else {"mesh": self._mesh}
         return Cluster(**(keep | changes))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Cluster) and self._key == other._key  # pyright: ignore[reportAttributeAccessIssue]
+        return isinstance(other, Cluster) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._key)  # pyright: ignore[reportAttributeAccessIssue]
+        return hash(self._key)
 
     @property
     def lanes(self) -> int:
@@ -177,7 +179,7 @@ class Cluster:
     @property
     def mesh(self) -> Mesh:
         """The device mesh, axes ("wafer", "y", "x") of type Auto."""
-        given: Mesh | None = self._mesh  # pyright: ignore[reportAttributeAccessIssue]
+        given = self._mesh
         return self._made_mesh if given is None else Mesh(given.devices, CLUSTER_AXES, axis_types=(AxisType.Auto,) * 3)
 
     def __repr__(self) -> str:

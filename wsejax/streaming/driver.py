@@ -80,19 +80,19 @@ class Driver:
         disk = {n: x for n, x in enumerate(flat) if isinstance(x, Stored)}
         slot = next(iter(disk.values())).path.parent
         self._home = slot.parent / "scratch"
-        targets = {o: other_slot(disk[i]) for i, o in self.pairs if i in disk}
-        self._check(disk, targets)
-        env: dict[Value, Any] = {}
-        shardings = frame.shardings(self.lowered.plan.ins)
-        for n, (v, lay) in enumerate(zip(graph.ins, self.lowered.plan.ins, strict=True)):
-            if frame.ins_away[n]:
-                env[v] = disk[n]
-            else:
-                (x,) = placed([frame.deal(np.asarray(flat[n]) if n in disk else flat[n], n)], shardings[n : n + 1])
-                env[v] = Held(frame.with_wafers(x, n), lay, frame.in_shares[n] is None)
-        wanted = {v: targets[o] for o, v in enumerate(graph.outs) if o in targets and frame.outs_away[o]}
         with only_user(slot.parent):
             try:
+                targets = {o: other_slot(disk[i]) for i, o in self.pairs if i in disk}
+                self._check(disk, targets)
+                env: dict[Value, Any] = {}
+                shardings = frame.shardings(self.lowered.plan.ins)
+                for n, (v, lay) in enumerate(zip(graph.ins, self.lowered.plan.ins, strict=True)):
+                    if frame.ins_away[n]:
+                        env[v] = disk[n]
+                    else:
+                        (x,) = placed([frame.deal(np.asarray(flat[n]) if n in disk else flat[n], n)], shardings[n : n + 1])
+                        env[v] = Held(frame.with_wafers(x, n), lay, frame.in_shares[n] is None)
+                wanted = {v: targets[o] for o, v in enumerate(graph.outs) if o in targets and frame.outs_away[o]}
                 return self._results(self._graph(graph, env, wanted), targets, slot)
             finally:
                 shutil.rmtree(self._home, ignore_errors=True)
@@ -229,7 +229,7 @@ class Driver:
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
         ask = lambda i: {b: _entry(env[v], i) for v, b, away in stacks if away}
         coming = [ask(i) for i in order[: self.ahead + 1]]
-        pending: list[Any] = []
+        pending: list[list[Any]] = []  # writes, a list for each of the last trips
         reduction = self._reduction(op) if op.name == "memoryx_reduce" else None
         for n, i in enumerate(order):
             now = coming.pop(0)
@@ -244,13 +244,16 @@ class Driver:
                 kept.setdefault(0, []).append(reduction[0](results[0]))
                 continue
             carried = results[:carry]
+            pending.append([])
             for m, x in enumerate(results[carry:], carry):
                 if m in spaces:
-                    pending.append(spaces[m].write(self._to_host(x, body.outs[m].shape), i))
+                    pending[-1].append(spaces[m].write(self._to_host(x, body.outs[m].shape), i))
                 else:
                     kept.setdefault(m, []).append(self._in(x, self.layouts[body.outs[m]], body.outs[m].shape))
-        for written in pending:
-            written.result()
+            if len(pending) > self.ahead + 1:  # or layers would queue up in host memory before a slow disk
+                _finish(pending.pop(0))
+        for writes in pending:
+            _finish(writes)
         if reduction is not None:
             env[op.outs[0]] = reduction[1](kept[0])
             return
@@ -290,6 +293,11 @@ class _Ready:
 
     def result(self) -> np.ndarray:
         return self._value
+
+
+def _finish(writes: Sequence[Any]) -> None:
+    for written in writes:
+        written.result()
 
 
 def _entry(x: Any, index: int) -> Any:

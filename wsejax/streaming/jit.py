@@ -106,7 +106,6 @@ class ClusterFunction(WaferFunction):
         self.__dict__.update({k: v for k, v in made.__dict__.items() if k != "_lowered"})
         self._lowered: dict[Any, Lowered] = {}
         self.cluster, self._named, self._execution = cluster, streamed, execution
-        self._streamed = () if execution == "resident" else streamed
 
     def __call__(self, *args, **kwargs):
         disk = [x for x in jax.tree.leaves((args, kwargs)) if isinstance(x, Stored)]
@@ -128,16 +127,14 @@ class ClusterFunction(WaferFunction):
 
     def _lowered_from(self, traced: Traced) -> Lowered:
         wafer, graph = self.cluster.wafer, traced.graph
-        if by_name := [i for i in self._streamed if i >= traced.positional]:
+        if by_name := [i for i in self._named if i >= traced.positional]:
             raise ValueError(
                 f"streamed_argnums has {by_name[0]}, the call has {traced.positional} positional arguments: pass it by position"
             )
-        numbers = set(jax.tree.leaves(traced.arguments(self._streamed)))
-        numbers = {n for n in numbers if graph.ins[n].ndim}
         named = {n for n in jax.tree.leaves(traced.arguments(self._named)) if graph.ins[n].ndim}
         pairs = traced.taking_place(traced.arguments(self._named))
         weights = [n for n, v in enumerate(graph.ins) if v in set(weights_of(graph))]
-        away = numbers if self._outside(traced, numbers, weights) else set()
+        away = named if self._outside(traced, named, weights) else set()
         results = {o for i, o in pairs if i in away}
         same = [*traced.same, *(p for p in pairs if p not in traced.same)]
         split = self._shared(traced, weights)
@@ -225,7 +222,7 @@ class ClusterFunction(WaferFunction):
         Raises:
           ValueError: it does not.
         """
-        if not numbers:
+        if not numbers or self._execution == "resident":
             return False
         wafer, memoryx = self.cluster.wafer, self.cluster.memoryx
         assert memoryx is not None
@@ -239,7 +236,7 @@ class ClusterFunction(WaferFunction):
             smallest = capacity(memoryx, {"streamed arguments": float(held)}).smallest
             preset = "" if smallest is None else f"; {smallest.name} is the smallest preset that would do"
             raise ValueError(
-                f"{memoryx.name} holds {memoryx.capacity_bytes:,.0f} bytes, and the streamed arguments {sorted(self._streamed)} are "
+                f"{memoryx.name} holds {memoryx.capacity_bytes:,.0f} bytes, and the streamed arguments {sorted(self._named)} are "
                 f"{held:,} bytes: give the cluster a larger one, such as wse.MemoryX(capacity_bytes={held:.3g}){preset}"
             )
         return True

@@ -163,9 +163,10 @@ class _Placer:
         for op in self.graph.ops:
             bodies, goes = op.bodies, [v in self.stored for v in op.outs]
             if op.name == "scan":
-                (body,), (consts, _), goes = bodies, scan_split(op), self._kept(op)
-                given = {b for v, b in zip(op.ins[:consts], body.ins, strict=False) if self._streams(op) and v in self.given | self.lazy}
-                given |= {b for b, flag in zip(body.ins[consts:], goes, strict=False) if flag and b.ndim}
+                (body,), (consts, carry), goes = bodies, scan_split(op), self._kept(op)
+                through = self._streams(op)
+                given = {b for v, b in zip(op.ins[:consts], body.ins, strict=False) if through and (v in self.given or v in self.lazy)}
+                given |= {b for b, flag in zip(body.ins[consts : consts + carry], goes[:carry], strict=True) if flag and b.ndim}
                 bodies = (_Placer(body, self.layouts, self.layers, given, goes).hold(),)
             ins = [held.get(v, v) for v in op.ins] if op.outs and op.outs[0] in self.lazy else op.ins
             self.ops.append(Op(op.name, op.primitive, op.params, ins, op.outs, op.source, bodies))
