@@ -78,6 +78,14 @@ def test_no_file_is_tied_to_a_place() -> None:
     assert [breach for path, text in files.items() for breach in house.tied_to_a_place(path, text)] == []
 
 
+def test_the_top_level_holds_what_belongs_there() -> None:
+    """What a run left behind, committed by mistake, would be a file that nobody knows."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    known = {"pyproject.toml", "hatch_build.py", "Makefile", "README.md", "ARCHITECTURE.md", "LICENSE", ".gitignore", ".ci"}
+    known |= {*PRODUCT, "tests", "notebooks"}
+    assert {name.split("/")[0] for name in listed.stdout.split("\0") if name} <= known
+
+
 def test_floors_are_ordered() -> None:
     """Each floor sees everything that the floors it sees do, and no two see each other."""
     for floor, below in house.FLOORS.items():
