@@ -77,6 +77,8 @@ def from_hf(config: Mapping[str, Any]) -> FalconConfig:
     single = s.get("multi_query", True) and not grouped
     kv_heads = s.get("num_kv_heads", heads)
     parallel = bool(s.get("parallel_attn", True) or grouped)
+    s.only("apply_residual_connection_post_layernorm", False)
+    s.only("ff_factor", 4)
     if not grouped:
         s.only("num_ln_in_parallel_attn", 1)
     rotary = s.rotary(width // heads)

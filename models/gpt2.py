@@ -70,6 +70,8 @@ def table(c: Any) -> tuple[Entry, ...]:
 def from_hf(config: Mapping[str, Any]) -> GPT2Config:
     s = Switches("gpt2", config)
     s.only("add_cross_attention", False)
+    s.only("n_special", 0)
+    s.get("predict_special_tokens")  # of which there are none
     s.get("reorder_and_upcast_attn")  # the order of scaling; scores are float32 here in any case
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("n_positions"), layers=s.need("n_layer"), width=s.need("n_embd"),

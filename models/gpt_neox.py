@@ -72,6 +72,8 @@ def from_hf(config: Mapping[str, Any]) -> GPTNeoXConfig:
     s = Switches("gpt_neox", config)
     width, heads = s.need("hidden_size"), s.need("num_attention_heads")
     s.only("is_decoder", False)
+    for name in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
+        s.get(name)  # in the 20B's own file, and read by nobody
     bias, parallel = s.get("attention_bias", True), s.get("use_parallel_residual", True)
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("max_position_embeddings"), layers=s.need("num_hidden_layers"), width=width,

@@ -24,7 +24,7 @@ _NEUTRAL = {
     "_name_or_path", "name_or_path", "gradient_checkpointing", "id2label", "label2id", "num_labels", "task_specific_params", "auto_map",
     "problem_type", "return_dict", "output_attentions", "output_hidden_states", "output_past", "torchscript", "finetuning_task",
     "classifier_dropout", "_attn_implementation", "attn_implementation", "_commit_hash", "tokenizer_class", "prefix", "keys_to_ignore",
-    "decoder_start_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "chunk_size_feed_forward", "pruned_heads",
+    "tokenizer_name", "decoder_start_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "chunk_size_feed_forward", "pruned_heads",
     "output_router_logits", "n_ctx", "directionality", "tie_encoder_decoder",
     "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 }  # fmt: skip
@@ -41,15 +41,22 @@ class Switches:
             self.only("is_encoder_decoder", False)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value; the default where it is not there or null."""
+        """The value, of the default's kind; the default where it is not there or null."""
         self._read.add(name)
-        value = self.config.get(name)
-        return default if value is None else value
+        if (value := self.config.get(name)) is None:
+            return default
+        if (kind := _kind(default)) is not None and _kind(value) != kind:
+            self._wrong.append(f"{name}={value!r} is not {kind}")
+            return default
+        return value
 
-    def need(self, name: str) -> Any:
-        """A value that has no default."""
-        if (value := self.get(name)) is None:
+    def need(self, name: str, default: int | None = None) -> Any:
+        """A whole number, which must be there if it has no default."""
+        if (value := self.get(name, default)) is None:
             self._wrong.append(f"{name} is missing")
+            return 1
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._wrong.append(f"{name}={value!r} is no whole number")
             return 1
         return value
 
@@ -60,9 +67,10 @@ class Switches:
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default)
-        if value not in ACTIVATIONS_OF:
+        if not isinstance(value, str) or value not in ACTIVATIONS_OF:
             self._wrong.append(f"{name}={value!r} is not supported (only {', '.join(ACTIVATIONS_OF)})")
-        return ACTIVATIONS_OF.get(value, "gelu")
+            return "gelu"
+        return ACTIVATIONS_OF[value]
 
     def tokens(self) -> dict[str, Any]:
         """Fields of the tokens that begin, end and pad a text."""
@@ -75,11 +83,19 @@ class Switches:
         both = dict(self.get("rope_scaling") or {}) | dict(self.get("rope_parameters") or {})
         kind = both.pop("rope_type", None) or both.pop("type", None) or "default"
         both.pop("type", None)
-        base = self.get(base_name, base) if both.get("rope_theta") is None else both["rope_theta"]
+        base = self.get(base_name, self.get("rope_theta", base)) if both.get("rope_theta") is None else both["rope_theta"]
         share = both.get("partial_rotary_factor") or self.get("partial_rotary_factor", share)
         both = {k: v for k, v in both.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        width = int(head_width * share)
+        width = self.pairs(int(head_width * share), f"{share} of the head's {head_width}")
         return Rotary(width=width, base=float(base), scaling=self._scaling(kind, both))
+
+    def pairs(self, width: int, said: str) -> int:
+        """A number of features that are turned in pairs."""
+        if width >= 2 and width % 2 == 0:
+            return width
+        if not self._wrong:  # else it may follow from what is missing
+            self._wrong.append(f"rotary positions of {width} features ({said}) are not supported (only an even number of them)")
+        return 2
 
     def _scaling(self, kind: str, rest: dict[str, Any]) -> RopeScaling | None:
         names = _SCALING.get(kind)
@@ -97,7 +113,11 @@ class Switches:
         if "factor" not in given:
             self._wrong.append(f"rope_scaling.factor is missing for rope type {kind!r}")
             return None
-        return RopeScaling(kind=kind, **given)  # type: ignore[arg-type]
+        try:
+            return RopeScaling(kind=kind, **given)  # type: ignore[arg-type]
+        except ValueError as error:
+            self._wrong.append(f"rope_scaling: {error}")
+            return None
 
     def done(self) -> None:
         """Raises ValueError that lists everything that is missing, unsupported or unknown."""
@@ -110,6 +130,10 @@ class Switches:
             self._wrong.append(f"unknown switches {', '.join(unknown)}: remove them if they change nothing")
         if self._wrong:
             raise ValueError(f"config.json of {self.family}: {'; '.join(self._wrong)}")
+
+
+def _kind(value: Any) -> str | None:
+    return "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else None
 
 
 _LONG = {"factor": "factor", "original_max_position_embeddings": "original_context"}

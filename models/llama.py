@@ -87,14 +87,16 @@ def table(c: Any) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def read(s: Switches, *, base: float = 10_000.0, epsilon: float = 1e-6, kv_heads: int | None = None) -> dict[str, Any]:
-    """Fields that Llama, Mistral and Mixtral have in common."""
+def read(
+    s: Switches, *, base: float = 10_000.0, epsilon: float = 1e-6, kv_heads: int | None = None, context: int | None = None
+) -> dict[str, Any]:
+    """Fields that Llama, Mistral and Mixtral have in common. context: where config.json does not say it; None: it must."""
     width, heads = s.need("hidden_size"), s.need("num_attention_heads")
     head_width = s.get("head_dim", width // heads)
     return dict(
-        vocab_size=s.need("vocab_size"), context=s.need("max_position_embeddings"), layers=s.need("num_hidden_layers"), width=width,
-        heads=heads, kv_heads=s.get("num_key_value_heads", kv_heads or heads), head_width=head_width, ffn_width=s.need("intermediate_size"),
-        norm_epsilon=s.get("rms_norm_eps", epsilon), activation=s.activation("hidden_act", "silu"),
+        vocab_size=s.need("vocab_size"), context=s.need("max_position_embeddings", context), layers=s.need("num_hidden_layers"),
+        width=width, heads=heads, kv_heads=s.get("num_key_value_heads", kv_heads or heads), head_width=head_width,
+        ffn_width=s.need("intermediate_size"), norm_epsilon=s.get("rms_norm_eps", epsilon), activation=s.activation("hidden_act", "silu"),
         tied=s.get("tie_word_embeddings", False), attention_dropout=float(s.get("attention_dropout", 0.0)),
         rotary=s.rotary(head_width, base=base), **s.tokens(),
     )  # fmt: skip
@@ -115,7 +117,8 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig:
     s = Switches("llama", config)
     s.get("pretraining_tp")  # a way to split products, of no effect on what they are
     bias = s.get("attention_bias", False)
-    made = dict(read(s), qkv_bias=bias, out_bias=bias, mlp_bias=s.get("mlp_bias", False))
+    context = s.get("max_sequence_length")  # the name in the first conversions
+    made = dict(read(s, context=context), qkv_bias=bias, out_bias=bias, mlp_bias=s.get("mlp_bias", False))
     s.done()
     return LlamaConfig(**made)
 

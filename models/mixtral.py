@@ -23,17 +23,17 @@ class MixtralConfig(LlamaConfig):
     balance_weight: float = 0.001
 
 
-def _size(layers: int, width: int, heads: int, ffn: int, vocab: int, context: int) -> MixtralConfig:
+def _size(layers: int, width: int, heads: int, ffn: int, context: int, balance_weight: float) -> MixtralConfig:
     return MixtralConfig(
-        layers=layers, width=width, heads=heads, kv_heads=8, ffn_width=ffn, vocab_size=vocab, context=context, experts=8,
-        rotary=Rotary(width=width // heads, base=1e6), bos_token=1, eos_tokens=(2,), remat="full",
+        layers=layers, width=width, heads=heads, kv_heads=8, ffn_width=ffn, vocab_size=32000, context=context, experts=8,
+        rotary=Rotary(width=width // heads, base=1e6), balance_weight=balance_weight, bos_token=1, eos_tokens=(2,), remat="full",
     )  # fmt: skip
 
 
 PRESETS = {
     "tiny": MixtralConfig(),
-    "8x7b": _size(32, 4096, 32, 14336, 32000, 32768),
-    "8x22b": _size(56, 6144, 48, 16384, 32768, 65536),
+    "8x7b": _size(32, 4096, 32, 14336, 32768, 0.02),
+    "8x22b": _size(56, 6144, 48, 16384, 65536, 0.001),
 }
 
 

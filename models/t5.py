@@ -275,16 +275,17 @@ def from_hf(config: Mapping[str, Any]) -> T5Config:
     s = Switches("t5", config)
     s.only("is_encoder_decoder", True)
     s.only("is_decoder", False)
-    act = s.get("feed_forward_proj", "relu")
+    act = str(s.get("feed_forward_proj", "relu"))
     gated, name = act.startswith("gated-"), act.removeprefix("gated-")
-    s.get("dense_act_fn"), s.get("is_gated_act"), s.get("n_positions")  # follow from the one above; and relative positions have no end
+    s.get("dense_act_fn"), s.get("is_gated_act")  # follow from the one above
     s.only("feed_forward_proj", *(prefix + one for prefix in ("", "gated-") for one in ACTIVATIONS_OF))
     scaled = s.get("scale_decoder_outputs", s.get("tie_word_embeddings", True))
     tied = s.get("tie_word_embeddings", True) and scaled
     activation = "gelu_tanh" if act == "gated-gelu" else ACTIVATIONS_OF.get(name, "relu")
     made = dict(
-        vocab_size=s.need("vocab_size"), layers=s.need("num_layers"), decoder_layers=s.get("num_decoder_layers"), width=s.need("d_model"),
-        heads=s.need("num_heads"), head_width=s.need("d_kv"), ffn_width=s.need("d_ff"), activation=activation, gated=gated,
+        vocab_size=s.need("vocab_size"), context=s.get("n_positions", 512), layers=s.need("num_layers"),
+        decoder_layers=s.get("num_decoder_layers"), width=s.need("d_model"), heads=s.need("num_heads"), head_width=s.need("d_kv"),
+        ffn_width=s.need("d_ff"), activation=activation, gated=gated,
         buckets=s.get("relative_attention_num_buckets", 32), max_distance=s.get("relative_attention_max_distance", 128),
         norm_epsilon=s.get("layer_norm_epsilon", 1e-6), tied=tied, scale_logits=scaled,
         dropout=s.get("dropout_rate", 0.1), start_token=s.get("decoder_start_token_id", 0), **s.tokens(),
@@ -296,13 +297,14 @@ def from_hf(config: Mapping[str, Any]) -> T5Config:
 def to_hf(c: T5Config) -> dict[str, Any]:
     act = "gelu" if c.gated and c.activation == "gelu_tanh" else NAMES_OF_ACTIVATIONS[c.activation]
     made = written("t5", "T5ForConditionalGeneration", c, {
-        "vocab_size": c.vocab_size, "num_layers": c.layers, "num_decoder_layers": c.decoder_layers, "d_model": c.width,
-        "num_heads": c.heads, "d_kv": c.head_width, "d_ff": c.ffn_width, "feed_forward_proj": ("gated-" if c.gated else "") + act,
+        "vocab_size": c.vocab_size, "n_positions": c.context, "num_layers": c.layers, "num_decoder_layers": c.decoder_layers,
+        "d_model": c.width, "num_heads": c.heads, "d_kv": c.head_width, "d_ff": c.ffn_width,
+        "feed_forward_proj": ("gated-" if c.gated else "") + act,
         "relative_attention_num_buckets": c.buckets, "relative_attention_max_distance": c.max_distance,
         "layer_norm_epsilon": c.norm_epsilon, "tie_word_embeddings": c.tied, "dropout_rate": c.dropout, "is_encoder_decoder": True,
-        "decoder_start_token_id": c.start_token, 
+        "decoder_start_token_id": c.start_token,
     })  # fmt: skip
-    return checked(from_hf, dataclasses.replace(c, context=T5Config.context), made)
+    return checked(from_hf, c, made)
 
 
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
