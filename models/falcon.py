@@ -70,9 +70,8 @@ def table(c: Any) -> tuple[Entry, ...]:
 
 def from_hf(config: Mapping[str, Any]) -> FalconConfig:
     s = Switches("falcon", config)
-    width, heads = s.get("n_embed", s.get("hidden_size")), s.need("num_attention_heads")
-    if width is None:
-        width = s.need("hidden_size")
+    width, heads = s.need("hidden_size", s.whole("n_embed")), s.need("num_attention_heads")
+    s.only("n_embed", width)
     grouped, bias, alibi = s.get("new_decoder_architecture", False), s.get("bias", False), s.get("alibi", False)
     single = s.get("multi_query", True) and not grouped
     kv_heads = s.get("num_kv_heads", heads)
@@ -84,7 +83,7 @@ def from_hf(config: Mapping[str, Any]) -> FalconConfig:
     rotary = s.rotary(width // heads)
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.get("max_position_embeddings", 2048), layers=s.need("num_hidden_layers"), width=width,
-        heads=heads, kv_heads=1 if single else kv_heads if grouped else heads, ffn_width=s.get("ffn_hidden_size"),
+        heads=heads, kv_heads=1 if single else kv_heads if grouped else heads, ffn_width=s.whole("ffn_hidden_size"),
         norm_epsilon=s.get("layer_norm_epsilon", 1e-5), activation=s.activation("activation", "gelu"),
         tied=s.get("tie_word_embeddings", True), qkv_bias=bias, out_bias=bias, mlp_bias=bias, positions="alibi" if alibi else "rotary",
         rotary=None if alibi else rotary, parallel=parallel, grouped=grouped,

@@ -50,15 +50,34 @@ class Switches:
             return default
         return value
 
+    def whole(self, name: str) -> int | None:
+        """A whole number, or None where it is not there or null."""
+        value = self.get(name)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        self._wrong.append(f"{name}={value!r} is no whole number")
+        return None
+
     def need(self, name: str, default: int | None = None) -> Any:
-        """A whole number, which must be there if it has no default."""
-        if (value := self.get(name, default)) is None:
+        """A whole number of at least 1, which must be there if it has no default."""
+        value = default if self.config.get(name) is None else self.whole(name)
+        if value is None and self.config.get(name) is None:
             self._wrong.append(f"{name} is missing")
-            return 1
-        if not isinstance(value, int) or isinstance(value, bool):
-            self._wrong.append(f"{name}={value!r} is no whole number")
-            return 1
-        return value
+        if value is not None and value < 1:
+            self._wrong.append(f"{name}={value}: must be at least 1")
+        return max(1, value or 1)
+
+    def number(self, name: str) -> float | None:
+        """A number, or None where it is not there or null."""
+        return None if self.config.get(name) is None else self.get(name, 1.0)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Switches under a name of their own; none where it is not there or null."""
+        value = self.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            self._wrong.append(f"{name}={value!r} is not a group of switches")
+            return {}
+        return dict(value or {})
 
     def only(self, name: str, *allowed: Any) -> None:
         """What is there must be one of these; null or nothing is always allowed."""
@@ -74,13 +93,16 @@ class Switches:
 
     def tokens(self) -> dict[str, Any]:
         """Fields of the tokens that begin, end and pad a text."""
-        ends = self.get("eos_token_id")
-        ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-        return {"bos_token": self.get("bos_token_id"), "eos_tokens": ends, "pad_token": self.get("pad_token_id")}
+        several = isinstance(self.get("eos_token_id"), list)
+        ends = self.get("eos_token_id") if several else [self.whole("eos_token_id")]
+        return {
+            "bos_token": self.whole("bos_token_id"), "eos_tokens": tuple(end for end in ends if end is not None),
+            "pad_token": self.whole("pad_token_id"),
+        }  # fmt: skip
 
     def rotary(self, head_width: int, *, base: float = 10_000.0, share: float = 1.0, base_name: str = "rope_theta") -> Rotary:
         """From `rope_parameters`, or from what it was before version 5: `rope_theta` (or base_name) and `rope_scaling`."""
-        both = dict(self.get("rope_scaling") or {}) | dict(self.get("rope_parameters") or {})
+        both = self.section("rope_scaling") | self.section("rope_parameters")
         kind = both.pop("rope_type", None) or both.pop("type", None) or "default"
         both.pop("type", None)
         base = self.get(base_name, self.get("rope_theta", base)) if both.get("rope_theta") is None else both["rope_theta"]

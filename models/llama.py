@@ -117,7 +117,7 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig:
     s = Switches("llama", config)
     s.get("pretraining_tp")  # a way to split products, of no effect on what they are
     bias = s.get("attention_bias", False)
-    context = s.get("max_sequence_length")  # the name in the first conversions
+    context = s.whole("max_sequence_length")  # the name in the first conversions
     made = dict(read(s, context=context), qkv_bias=bias, out_bias=bias, mlp_bias=s.get("mlp_bias", False))
     s.done()
     return LlamaConfig(**made)

@@ -35,7 +35,7 @@ PRESETS = {
 
 def from_hf(config: Mapping[str, Any]) -> MistralConfig:
     s = Switches("mistral", config)
-    window = s.get("sliding_window", None if "sliding_window" in config else 4096)
+    window = s.whole("sliding_window") if "sliding_window" in config else 4096
     made = dict(read(s, kv_heads=8), window=window)
     s.done()
     return MistralConfig(**made)

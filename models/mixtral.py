@@ -48,7 +48,7 @@ def from_hf(config: Mapping[str, Any]) -> MixtralConfig:
     s = Switches("mixtral", config)
     s.only("router_jitter_noise", 0, 0.0)
     made = dict(
-        read(s, base=1e6, epsilon=1e-5, kv_heads=8), window=s.get("sliding_window"), experts=s.get("num_local_experts", 8),
+        read(s, base=1e6, epsilon=1e-5, kv_heads=8), window=s.whole("sliding_window"), experts=s.get("num_local_experts", 8),
         experts_per_token=s.get("num_experts_per_tok", 2), balance_weight=s.get("router_aux_loss_coef", 0.001),
     )  # fmt: skip
     s.done()

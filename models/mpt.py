@@ -48,7 +48,7 @@ def table(c: Any) -> tuple[Entry, ...]:
 def from_hf(config: Mapping[str, Any]) -> MPTConfig:
     """What a released MPT has. Its own code knows more (`qk_ln`, learned positions), which no reference implements in `transformers`."""
     s = Switches("mpt", config)
-    attention = Switches("mpt", {name: value for name, value in (s.get("attn_config") or {}).items() if name != "model_type"})
+    attention = Switches("mpt", {name: value for name, value in s.section("attn_config").items() if name != "model_type"})
     attention.only("attn_type", "multihead_attention")
     attention.only("prefix_lm", False)
     attention.only("qk_ln", False)
@@ -67,7 +67,7 @@ def from_hf(config: Mapping[str, Any]) -> MPTConfig:
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("max_seq_len"), layers=s.need("n_layers"), width=s.need("d_model"),
         heads=s.need("n_heads"), norm_epsilon=s.get("layer_norm_epsilon", 1e-5), tied=s.get("tie_word_embeddings", True),
-        clip_qkv=attention.get("clip_qkv"), attention_scale=attention.get("softmax_scale"),
+        clip_qkv=attention.number("clip_qkv"), attention_scale=attention.number("softmax_scale"),
         alibi_bias_max=float(attention.get("alibi_bias_max", 8)), attention_dropout=pdrop, dropout=pdrop, **s.tokens(),
     )  # fmt: skip
     attention.done()
