@@ -69,15 +69,19 @@ def attend(
         weights = drop(weights, dropout, key).astype(v.dtype)
         return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v)
 
-    if query_block is None or seq < 2 * query_block or key is not None:
+    key = None if dropout == 0.0 else key
+    if query_block is None or seq < 2 * query_block:
         return rows(q, queries_at, key).reshape(batch, seq, heads, dim)
     count = seq // query_block
     cut = lambda x: jnp.moveaxis(x[:, : count * query_block].reshape(x.shape[0], count, query_block, *x.shape[2:]), 1, 0)
-    again = jax.checkpoint(lambda some, at: rows(some, at, None), prevent_cse=False)
-    _, done = jax.lax.scan(lambda c, block: (c, again(*block)), None, (cut(q), cut(queries_at)))
+    keys = None if key is None else jax.random.split(key, count + 1)
+    again = jax.checkpoint(rows, prevent_cse=False)
+    blocks = (cut(q), cut(queries_at), None if keys is None else keys[1:])
+    _, done = jax.lax.scan(lambda c, block: (c, again(*block)), None, blocks)
     done = jnp.moveaxis(done, 0, 1).reshape(batch, count * query_block, *q.shape[2:])
     if seq % query_block:
-        done = jnp.concatenate([done, rows(q[:, count * query_block :], queries_at[:, count * query_block :], None)], axis=1)
+        rest = rows(q[:, count * query_block :], queries_at[:, count * query_block :], None if keys is None else keys[0])
+        done = jnp.concatenate([done, rest], axis=1)
     return done.reshape(batch, seq, heads, dim)
 
 

@@ -17,7 +17,7 @@ from .transformer import Decoder, DecoderConfig
 class FalconConfig(DecoderConfig):
     kv_heads: int | None = 1
     positions: Any = "rotary"
-    alibi_order: Any = "falcon"
+    alibi_rounded: bool = True
     parallel: bool = True
     activation: str = "gelu"
     qkv_bias: bool = False

@@ -16,7 +16,6 @@ from .transformer import Decoder, DecoderConfig
 class MPTConfig(DecoderConfig):
     norm_bias: bool = False
     positions: Any = "alibi"
-    alibi_order: Any = "mpt"
     activation: str = "gelu"
     qkv_bias: bool = False
     out_bias: bool = False

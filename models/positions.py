@@ -109,19 +109,13 @@ def rotate(
     return out if kept.shape[-1] == 0 else jnp.concatenate([out, kept], axis=-1)
 
 
-def alibi_slopes(heads: int, bias_max: float = 8.0, *, order: Literal["bloom", "mpt"] = "bloom") -> Float32[np.ndarray, " heads"]:
+def alibi_slopes(heads: int, bias_max: float = 8.0) -> Float32[np.ndarray, " heads"]:
     """Of ALiBi's linear bias (Press et al. 2022): 2^(-bias_max i / heads), i from 1.
 
-    Where heads is no power of two the two released code bases differ: bloom and falcon take those of the power below and every other one of
-    its double; mpt those of the power above, odd ones first.
+    Where heads is no power of two, as released: those of the power below, and every other one of its double.
     """
     slopes = lambda n: 2.0 ** (-bias_max * np.arange(1, n + 1) / n)
     below = 2 ** math.floor(math.log2(heads))
-    if below == heads:
-        return slopes(heads).astype(np.float32)
-    if order == "mpt":
-        more = slopes(2 * below)
-        return np.concatenate([more[1::2], more[::2]])[:heads].astype(np.float32)
     return np.concatenate([slopes(below), slopes(2 * below)[::2][: heads - below]]).astype(np.float32)
 
 

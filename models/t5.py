@@ -137,7 +137,7 @@ class Half(nnx.Module):
         source_at: Any, key: Any,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Array, Array]]:  # fmt: skip
         c = self.config
-        keys = None if key is None or not c.stochastic else jax.random.split(key, self.layers + 1)
+        keys = None if key is None or not c.stochastic else jax.random.split(key, self.layers + 2)
         x = drop(x, c.dropout, None if keys is None else keys[0])
 
         def body(block: T5Block, x: Array, scanned: Any) -> tuple[Array, Any]:
@@ -145,9 +145,9 @@ class Half(nnx.Module):
             there = None if of_source is None else (*of_source, source_at)
             return block(x, at, keys_from(own), self.bias, self.causal, there, key)
 
-        scanned = (caches, source, None if keys is None else keys[1:])
+        scanned = (caches, source, None if keys is None else keys[2:])
         x, kept = through(self.blocks, x, scanned, body, layers=self.layers, remat=c.remat, scan=c.scan)
-        return drop(self.norm(x), c.dropout, None if keys is None else keys[0]), kept
+        return drop(self.norm(x), c.dropout, None if keys is None else keys[1]), kept
 
 
 class T5(nnx.Module):

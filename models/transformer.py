@@ -46,7 +46,7 @@ class DecoderConfig:
     positions: Literal["learned", "rotary", "alibi"] = "learned"
     rotary: Rotary | None = None  # None with rotary positions: the whole head, base 10,000
     alibi_bias_max: float = 8.0
-    alibi_order: Literal["bloom", "falcon", "mpt"] = "bloom"  # falcon: bloom's, rounded to bfloat16 and scaled like the scores
+    alibi_rounded: bool = False  # what ALiBi adds is rounded to bfloat16, and scaled like the scores (Falcon)
     parallel: bool = False  # attention and MLP side by side on the same input, rather than one after the other
     parallel_norms: int = 1  # norms of a parallel block: one for both, or one each
     activation: str = "gelu_tanh"
@@ -169,13 +169,13 @@ def alibi(c: DecoderConfig) -> Bias | None:
     """What ALiBi adds to the scores, up to a constant for each query; None without it."""
     if c.positions != "alibi":
         return None
-    if c.alibi_order == "falcon":
-        slopes = jnp.asarray(alibi_slopes(c.heads).astype(jnp.bfloat16).astype(np.float32))[None, :, None, None]
+    slopes = alibi_slopes(c.heads, c.alibi_bias_max)[None, :, None, None]
+    if c.alibi_rounded:
+        coarse = jnp.asarray(slopes.astype(jnp.bfloat16).astype(np.float32))
         # said to XLA, which may leave out what a cast there and back would round
         rounded = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        return lambda queries, keys: rounded(slopes * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.head_width**-0.5
-    slopes = jnp.asarray(alibi_slopes(c.heads, c.alibi_bias_max, order=c.alibi_order))[None, :, None, None]
-    return lambda queries, keys: slopes * keys[:, None, None, :].astype(jnp.float32)
+        return lambda queries, keys: rounded(coarse * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.head_width**-0.5
+    return lambda queries, keys: jnp.asarray(slopes) * keys[:, None, None, :].astype(jnp.float32)
 
 
 def check_length(seq: int, context: int, what: str = "tokens") -> None:

@@ -106,7 +106,7 @@ def test_what_is_written_is_read_back(name):
 OTHERWISE: dict[str, tuple[Any, ...]] = {
     "vocab_size": (77,), "context": (64,), "layers": (3,), "decoder_layers": (3,), "width": (64,), "heads": (4,), "kv_heads": (2,),
     "head_width": (32,), "ffn_width": (48,), "norm": ("rms", "layer"), "norm_epsilon": (0.25,), "positions": ("alibi", "rotary"),
-    "rotary": (Rotary(width=2, base=7.0),), "alibi_bias_max": (4.0,), "alibi_order": ("bloom", "mpt"), "parallel_norms": (2, 1),
+    "rotary": (Rotary(width=2, base=7.0),), "alibi_bias_max": (4.0,), "parallel_norms": (2, 1),
     "activation": ("tanh",), "window": (5,), "attention_scale": (0.75,), "clip_qkv": (3.0,), "experts": (3,), "experts_per_token": (1,),
     "balance_weight": (0.5,), "dropout": (0.25,), "embedding_dropout": (0.25,), "attention_dropout": (0.25,), "bos_token": (5,),
     "eos_tokens": ((3, 4),), "pad_token": (6,), "segments": (3,), "head_activation": ("tanh",), "padding_token": (7,), "buckets": (16,),
