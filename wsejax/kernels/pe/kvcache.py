@@ -11,6 +11,7 @@ every column. Concatenation, with which the paper compares it, sends nothing, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from wsejax.hardware import System
 from wsejax.kernels.pe import collectives
 from wsejax.kernels.pe.gemm import local_product
 from wsejax.kernels.pe.tiles import Grid
-from wsejax.kernels.pe.trees import Tree, k_tree, numbers
+from wsejax.kernels.pe.trees import k_tree, numbers
 from wsejax.kernels.price import Price, computing, copies_per_cycle, floor, fma_per_cycle, least, share, travel, vector_cycles, wavelets
 from wsejax.kernels.reduce import tree_reduce
 
@@ -54,6 +55,23 @@ def check_room(length: Any, rows: int, slots: int) -> None:
     """Raises ValueError where a sequence of so many tokens leaves no room for one more; for programs, which cannot raise."""
     if full := [int(n) for n in np.ravel(length) if n >= rows * slots]:
         raise ValueError(f"length={full[0]}: {rows} rows of {slots} slots hold {rows * slots} tokens; make the cache with more slots")
+
+
+def to_rows(x: Shaped[Array, "B n ..."], grid: Grid) -> Shaped[Array, "R C B S ..."]:
+    """A cache (B, R S, heads, features) as a PE of each has it: row r slots r S .. r S + S - 1, columns the heads; all of them what is
+    about slots alone (B, R S)."""
+    (rows, cols), (batch, slots, *rest) = grid, x.shape
+    if not rest:
+        return jnp.broadcast_to(x.reshape(batch, rows, 1, -1).transpose(1, 2, 0, 3), (rows, cols, batch, slots // rows))
+    return x.reshape(batch, rows, slots // rows, cols, rest[0] // cols, *rest[1:]).transpose(1, 3, 0, 2, *range(4, 4 + len(rest)))
+
+
+def from_rows(x: Shaped[Array, "R C B S ..."]) -> Shaped[Array, "B n ..."]:
+    """What `to_rows` cut."""
+    rows, cols, batch, slots, *rest = x.shape
+    if not rest:
+        return x[:, 0].swapaxes(0, 1).reshape(batch, rows * slots)
+    return x.transpose(2, 0, 3, 1, *range(4, x.ndim)).reshape(batch, rows * slots, cols * rest[0], *rest[1:])
 
 
 def _places(x: Shaped[Array, "R C B ..."], length: Lengths) -> tuple[int, Int[Array, "R C 1"], Int[Array, "R C B"]]:
@@ -97,6 +115,12 @@ def pass_up(x: Shaped[Array, "R C B S ..."], new: Shaped[Array, "R C B ..."], le
     return _put(x, token, first(here + 1, rows, n) % slots, room & (last | below))
 
 
+def next_position(position: Int[Array, "R C B S"], length: Lengths) -> Int[Array, "R C B S"]:
+    """The positions of `append`."""
+    rows, _, n = _places(position, length)
+    return _where((n >= 0) & (n < rows * position.shape[3]), held(position, n + 1), position)
+
+
 def append(cache: Cache, new: tuple[Shaped[Array, "R C B ..."], Shaped[Array, "R C B ..."]], length: Lengths) -> Cache:
     """The cache with one more token of every sequence; rows stay balanced. One program for all lengths.
 
@@ -106,10 +130,8 @@ def append(cache: Cache, new: tuple[Shaped[Array, "R C B ..."], Shaped[Array, "R
       length: int32, tokens of each sequence so far. A sequence that has no room for another, or whose length is negative (it takes none),
         is left as it is.
     """
-    rows, _, n = _places(cache.position, length)
-    room = (n >= 0) & (n < rows * cache.position.shape[3])
     keys, values = (pass_up(x, token, length) for x, token in zip(cache[:2], new, strict=True))
-    return Cache(keys, values, _where(room, held(cache.position, n + 1), cache.position))
+    return Cache(keys, values, next_position(cache.position, length))
 
 
 def append_concat(cache: Cache, new: tuple[Shaped[Array, "R C B ..."], Shaped[Array, "R C B ..."]], length: Lengths) -> Cache:
@@ -164,12 +186,11 @@ def attend(
     window: int | None = None,
     scale: float | None = None,
     parted: bool = False,
-    tree: Tree | None = None,
 ) -> Float[Array, "R C B heads e"]:
     """Attention of one query a sequence to the tokens that are kept, on every row of PEs: softmax of q k times `scale`, and values by it.
 
     Each row has a softmax of its own tokens: the greatest score, the sum of exponentials, the values by them. Rows combine theirs along
-    the column. In float32 at least.
+    the column, by a K-tree with K = 2. In float32 at least.
 
     Args:
       q: the queries, on every row of PEs; the heads of a key stand together.
@@ -177,18 +198,19 @@ def attend(
       at: int32, positions of the queries: they see tokens up to there. A query that sees none gives zeros.
       window: see only so many tokens, the own among them. None: all.
       scale: by default 1 / sqrt(d), or with `parted` 1 / sqrt(d C).
-      parted: columns of PEs hold a part of the features of every head, whose scores are added up along the row; else heads of their own.
-      tree: along the column; a K-tree with K = 2 if None.
+      parted: columns of PEs hold a part of the features of every head, whose scores are added up along the row, by such a tree; else
+        heads of their own.
 
     Raises:
-      ValueError: heads that are no multiple of the keys', or features that differ.
+      ValueError: heads that are no multiple of the keys', or shapes that do not fit.
     """
-    kv_heads, d = cache.keys.shape[4:]
-    if q.shape[3] % kv_heads or q.shape[4] != d:
+    if q.ndim != 5 or cache.keys.ndim != 6 or q.shape[3] % cache.keys.shape[4] or q.shape[4] != cache.keys.shape[5]:
         raise ValueError(
-            f"q has {q.shape[3:]} heads and features, keys {(kv_heads, d)}: give as many features, and a multiple of the heads"
+            f"q has shape {q.shape}, keys {cache.keys.shape}: give (R, C, B, heads, d) and (R, C, B, S, kv_heads, d), heads a multiple of "
+            "kv_heads"
         )
-    wide, rows = jnp.result_type(q, jnp.float32), fabric.extent(q, "y")
+    kv_heads, d = cache.keys.shape[4:]
+    wide = jnp.result_type(q, jnp.float32)
     factor = (d * (fabric.extent(q, "x") if parted else 1)) ** -0.5 if scale is None else scale
     _, _, now = _places(q, at)
     position, now = cache.position, now[..., None]
@@ -197,14 +219,14 @@ def attend(
     grouped = (q.astype(wide) * factor).reshape(*q.shape[:3], kv_heads, -1, d)
     scores = local_product(grouped, jnp.moveaxis(cache.keys, 3, 5).astype(wide))  # (R, C, B, kv_heads, group, S)
     if parted:
-        scores = collectives.all_reduce(scores, "x")
+        scores = collectives.all_reduce(scores, "x", k_tree(fabric.extent(q, "x")))
     scores = jnp.where(sees[:, :, :, None, None], scores, -jnp.inf)
     top = tree_reduce(scores, (5,), jnp.maximum, -jnp.inf)[..., None]
     weights = jnp.exp(scores - _base(top))
     values = jnp.where(sees[..., None, None], cache.values, jnp.zeros((), cache.values.dtype)).astype(wide)
     weighted = local_product(weights, jnp.moveaxis(values, 3, 4))
     mine = jnp.concatenate([weighted, tree_reduce(weights, (5,), jnp.add)[..., None], top], axis=-1)
-    every = collectives.all_reduce(mine, "y", k_tree(rows) if tree is None else tree, _together)
+    every = collectives.all_reduce(mine, "y", k_tree(fabric.extent(q, "y")), _together)
     weighted, total = every[..., :-2], every[..., -2:-1]
     seen = total != 0  # a NaN stays one
     out = jnp.where(seen, weighted * (1.0 / jnp.where(seen, total, 1.0)), 0.0)
@@ -241,14 +263,11 @@ def spread_entry_hops(grid: Grid, lengths: Sequence[int], high: int) -> int:
     return len(lengths) * cols * carried
 
 
-def attend_element_hops(
-    grid: Grid, batch: int, heads: int, width: int, slots: int = 0, parted: bool = False, tree: Tree | None = None
-) -> int:
-    """Hops of a number of at least 32 bits in `attend`; `heads` and `width` are those of a PE's result."""
+def attend_element_hops(grid: Grid, batch: int, heads: int, width: int, slots: int = 0, parted: bool = False) -> int:
+    """Hops of a number of at least 32 bits in `attend`; `heads` and `width` are those of a PE's result, `slots` those of its scores."""
     rows, cols = grid
-    tree = k_tree(rows) if tree is None else tree
-    along_rows = 2 * (cols - 1) * rows * slots if parted else 0
-    return batch * heads * (along_rows + cols * (width + 2) * (tree.energy + rows - 1))
+    once = lambda n: k_tree(n).energy + n - 1  # there and back along a line
+    return batch * heads * (cols * (width + 2) * once(rows) + (rows * slots * once(cols) if parted else 0))
 
 
 # ---- prices ----------------------------------------------------------------------------------------------------------
@@ -282,30 +301,30 @@ def attend_price(
     itemsize_bytes: int = 4,
     longest: Any = None,
     parted: bool = False,
-    topology: str = "two_phase",
 ) -> Price:
     """`attend` to `length` tokens of each sequence, with `heads` queries of `width` features in a PE.
 
-    Products are vector instructions over the tokens or the features, whichever are fewer instructions; an exponential is taken for every
-    score, and two where two rows' results meet.
+    A product is vector instructions over the tokens or over the features, whichever are fewer. Exponentials are taken of every score,
+    and two where the results of two rows meet.
 
     Args:
-      longest: tokens of the fullest row (`longest_row`), by default that of a balanced cache: the time is its.
       itemsize_bytes: of keys and values; what is added up is float32.
+      longest: tokens of the fullest row (`longest_row`), which all others wait for; by default that of a balanced cache.
     """
-    longest = share(length, rows) if longest is None else longest
-    queries = batch * heads
-    product = vector_cycles(
-        system, queries * longest * width, fma_per_cycle(system, itemsize_bytes), instructions=queries * least(longest, width)
-    )
+    queries, mean = batch * heads, share(length, rows)
+    longest = mean if longest is None else longest
+    rate, starts = fma_per_cycle(system, itemsize_bytes), queries * least(longest, width)
+    product = vector_cycles(system, queries * longest * width, rate, instructions=starts)
     macs = 1.0 * queries * length * width * cols
     work = computing(product, 2.0 * macs, macs * itemsize_bytes) * 2.0
     scores = queries * longest
     soft = vector_cycles(system, scores * 4.0, copies_per_cycle(system, 4), instructions=4.0) + scores * system.special_cycles
     work += computing(soft, 8.0 * queries * length * cols, 48.0 * queries * length * cols)
-    _, _, depth = numbers(topology, rows)
+    _, _, depth = numbers("two_phase", rows)
     meet = depth * 2.0 * queries * system.special_cycles
     work += Price(cycles=meet, wait_cycles=meet)
     if parted:
-        work += collectives.all_reduce_price(system, cols, rows, scores * 4.0, "chain")
-    return work + collectives.all_reduce_price(system, rows, cols, queries * (width + 2.0) * 4.0, topology)
+        add_up = lambda tokens: collectives.all_reduce_price(system, cols, rows, queries * tokens * 4.0, "two_phase")
+        moved = add_up(mean)  # by all rows together, however they share the tokens
+        work += dataclasses.replace(add_up(longest), flops=moved.flops, byte_hops=moved.byte_hops, sram_bytes=moved.sram_bytes)
+    return work + collectives.all_reduce_price(system, rows, cols, queries * (width + 2.0) * 4.0, "two_phase")
