@@ -38,7 +38,7 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch seq width"], present: Int[Array, "batch seq"] | None = None
     ) -> tuple[Float[Array, "batch seq width"], Load]:
-        """present: 1 for tokens that count in the load, 0 for padding (which is computed all the same); None: all count."""
+        """present: 1 for tokens that count in the load and take room, 0 for padding (whose result is of no use); None: all count."""
         probabilities = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
         weights, chosen = jax.lax.top_k(probabilities, self.top)
         weights = weights / weights.sum(axis=-1, keepdims=True)
@@ -50,7 +50,7 @@ class Experts(nnx.Module):
         if self.capacity_factor is None:
             share = jnp.einsum("bske,bsk->bse", picks, weights).astype(self.dtype)
             return jnp.einsum("ebsd,bse->bsd", self._mlp("bsd,edf->ebsf", "ebsf,efd->ebsd", x), share), load
-        return self._with_capacity(x, weights, picks), load
+        return self._with_capacity(x, weights, picks * counts[:, :, None, None]), load
 
     def _mlp(self, into: str, out: str, x: Array) -> Array:
         gate, up, down = (p[...].astype(self.dtype) for p in (self.gate, self.up, self.down))
@@ -76,7 +76,8 @@ class Experts(nnx.Module):
 
 
 def load_balance(loads: Load) -> Float[Array, ""]:
-    """The auxiliary loss that keeps experts evenly used (Fedus et al. 2021, equation 4): 1 at the least for top-1, `top` for more.
+    """The auxiliary loss that keeps experts evenly used (Fedus et al. 2021, equation 4): `top` where they are, and more the more the
+    router settles on few, `experts` at the most.
 
     loads: means over tokens, of one layer or with a leading axis of layers, over which they are averaged first (as the reference
     implementation of Mixtral does).

@@ -262,7 +262,8 @@ class Decoder(nnx.Module):
         if seq > slots:
             raise ValueError(f"tokens has sequence length {seq}, the cache {slots} slots: give at least as many slots")
         at = jnp.arange(seq)[None, :]
-        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, None, keep=True)
+        present = (at < lengths[:, None]).astype(jnp.int32)
+        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, present, keep=True)
         room = lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, slots - seq), (0, 0), (0, 0)))
         place = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], (tokens.shape[0], slots))
         place = jnp.where(place < lengths[:, None], place, -1)
