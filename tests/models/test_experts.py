@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -15,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.experts import Experts, load_balance
-from models.families import find
 from models.transformer import DecoderConfig
+
+from .small import VOCAB, parameters, quickly, small
 
 BATCH, SEQ, WIDTH, FFN, EXPERTS, TOP = 2, 5, 6, 4, 4, 2
 TOKENS = BATCH * SEQ
@@ -40,7 +40,7 @@ def graph_of(top: int, capacity_factor: float | None):
 
 @functools.cache
 def compiled(top: int = TOP, capacity_factor: float | None = None):
-    return jax.jit(functools.partial(apply, top, capacity_factor))
+    return quickly(functools.partial(apply, top, capacity_factor))
 
 
 def apply(top, capacity_factor, weights, x, present=None):
@@ -165,7 +165,7 @@ def gradients():
     results = lambda w: (apply(TOP, None, w, x)[0] ** 2).sum()
     balance = lambda w: load_balance(apply(TOP, None, w, x)[1])
     roomy = lambda w: (apply(TOP, 0.5, w, x)[0] ** 2).sum()
-    return jax.tree.map(np.asarray, jax.jit(lambda w: [jax.grad(loss)(w) for loss in (results, balance, roomy)])(weights))
+    return jax.tree.map(np.asarray, quickly(lambda w: [jax.grad(loss)(w) for loss in (results, balance, roomy)])(weights))
 
 
 @pytest.mark.parametrize("which", [0, 2], ids=["dropless", "capacity"])
@@ -203,11 +203,9 @@ def test_load_balance_of_layers_is_that_of_their_mean():
 
 
 def test_a_model_gives_its_logits_with_the_balance_of_the_tokens_that_count():
-    family, tiny = find("mixtral")
-    config = dataclasses.replace(tiny, layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn_width=8, rotary=None, init_scale=0.5)
-    params = jax.jit(functools.partial(family.init, config))(jax.random.key(0))
-    both = jax.jit(lambda tokens, present: family.bound(config, params).with_balance(tokens, present=present))
-    tokens = np.random.default_rng(0).integers(0, 256, (BATCH, SEQ))
+    family, config = small("mixtral")
+    both = quickly(lambda tokens, present: family.bound(config, parameters("mixtral")).with_balance(tokens, present=present))
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (BATCH, SEQ))
     logits, balance = both(tokens, PRESENT)
     np.testing.assert_array_equal(logits, both(tokens, np.ones_like(PRESENT))[0])
     assert 0 < float(balance) <= config.experts
