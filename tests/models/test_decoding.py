@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from models.positions import Rotary
 
 from .small import CONTEXT, DECODERS, VOCAB, close, parameters, quickly, small
 
@@ -180,3 +183,27 @@ def test_an_empty_cache_is_a_beginning():
         cache, logits = step(cache, tokens)
         got.append(logits)
     close(np.stack(got, axis=1), whole("falcon")(TOKENS, None, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("gpt2", {"layers": 0}, "layers=0: must be at least 1"),
+        ("gpt2", {"vocab_size": -1}, "vocab_size=-1"),
+        ("gpt2", {"heads": 3, "head_width": 0}, "width=16 is not a multiple of heads=3"),
+        ("gpt2", {"activation": "mish"}, "activation='mish'"),
+        ("gpt2", {"rotary": Rotary(width=2)}, "rotary=.* with positions='learned'"),
+        ("gpt2", {"dropout": 1.0}, r"dropout=1.0.*\[0, 1\)"),
+        ("gpt2", {"remat": "some"}, "remat='some'"),
+        ("llama", {"kv_heads": 3}, "kv_heads=3: must divide heads=4"),
+        ("llama", {"rotary": Rotary(width=6)}, "rotary.width=6: a head has only head_width=4"),
+        ("mistral", {"window": 0}, "window=0"),
+        ("t5", {"buckets": 6}, "buckets=6"),
+        ("t5", {"max_distance": 4}, "max_distance=4"),
+        ("t5", {"heads": 3, "head_width": 0}, "width=16 is not a multiple of heads=3"),
+        ("t5", {"dropout": -0.5}, "dropout=-0.5"),
+    ],
+)
+def test_a_bad_config_names_its_field(name, change, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(small(name)[1], **change)
