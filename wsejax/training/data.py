@@ -11,7 +11,7 @@ import dataclasses
 import glob
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def library_files() -> Iterator[tuple[str, int, str]]:
     return ((name, len(document), hashlib.sha256(document).hexdigest()) for name, document in _standard_library())
 
 
-def _named(path: Path) -> str:
+def named(path: Path) -> str:
     """As seen from the folder where the command runs, if it lies there: so that the name holds wherever that folder is moved."""
     here = Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
@@ -124,7 +124,7 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
         if empty:
             raise ValueError(f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out")
         total_bytes = sum(path.stat().st_size for path in files)
-        named: Iterable[tuple[str, bytes]] = ((_named(path), path.read_bytes()) for path in files)
+        named: Iterable[tuple[str, bytes]] = ((named(path), path.read_bytes()) for path in files)
         # a single small file still has to give some twenty documents to split
         document_bytes = int(np.clip(total_bytes // 20, context + 1, MAX_DOCUMENT_BYTES))
     else:
@@ -211,21 +211,29 @@ def as_batch(windows: UInt8[np.ndarray, "batch time"]) -> Batch:
     return {"tokens": windows[:, :-1].astype(np.int32), "targets": windows[:, 1:].astype(np.int32)}
 
 
-def train_batches(corpus: Corpus, *, batch_size: int, seed: int, rows: Int64[np.ndarray, " rows"] | None = None) -> grain.DatasetIterator:
-    """An endless iterator of batches, every epoch in an order of its own that depends on `seed` alone.
+def endless(source: Any, read: Callable[[Any], Any], *, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Batches of `source`'s items (which have numbers and a length) without end, every epoch in an order of its own that depends on `seed`
+    alone, each as `read` makes it of the items.
 
     `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very
-    next batch. rows: read only these of every batch; the batches and the state are the same whichever they are.
+    next batch.
+    """
+    dataset = grain.MapDataset.source(source).shuffle(seed).repeat().batch(batch_size).map(read)
+    # reading memory is too cheap for reader threads, and there are few cores
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def train_batches(corpus: Corpus, *, batch_size: int, seed: int, rows: Int64[np.ndarray, " rows"] | None = None) -> grain.DatasetIterator:
+    """Batches of training windows, as `endless` deals them.
+
+    rows: read only these of every batch; the batches and the state are the same whichever they are.
     """
     chosen = slice(None) if rows is None else rows
 
     def read(starts: Int64[np.ndarray, " batch"]) -> Batch:
         return as_batch(np.stack([corpus.window(int(start)) for start in starts[chosen]]))
 
-    source: Any = corpus.train_starts  # grain reads items by number, which is what an array gives
-    dataset = grain.MapDataset.source(source).shuffle(seed).repeat().batch(batch_size).map(read)
-    # slicing an array in memory is too cheap for reader threads, and there are few cores
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    return endless(corpus.train_starts, read, batch_size=batch_size, seed=seed)
 
 
 def validation_batches(corpus: Corpus, *, batch_size: int, batches: int) -> list[Batch]:
