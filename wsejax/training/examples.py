@@ -18,8 +18,6 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from tokenizers import Tokenizer
 
-from .data import endless
-
 RESPONSES, PREFERENCES = ("response",), ("chosen", "rejected")
 Encode = Callable[[str, bool], list[int]]
 """(text, whether it stands at the beginning) -> tokens."""
@@ -173,8 +171,11 @@ class Examples:
             yield self.batch(np.arange(start, start + batch_size) % len(self))
 
     def shuffled(self, batch_size: int, seed: int) -> grain.DatasetIterator:
-        """Batches as `data.endless` deals them."""
-        return endless(np.arange(len(self)), self.batch, batch_size=batch_size, seed=seed)
+        """Batches without end, every epoch in an order of its own that depends on `seed` alone. `get_state()` is a small dict of plain
+        numbers; `set_state()` of it on a fresh iterator continues with the very next batch."""
+        rows: Any = np.arange(len(self))
+        dataset = grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch_size).map(self.batch)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
     def with_reference(self, batches: Sequence[Float32[np.ndarray, " responses_x_batch"]]) -> Examples:
         """The examples with `reference`, a number for each response: of the batches of `in_turn`, one after the other."""
