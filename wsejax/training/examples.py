@@ -1,7 +1,7 @@
 """Examples to fine-tune on: JSON lines of prompts and responses, as arrays in which the responses alone count.
 
-A line is {"prompt", "response"}, or {"prompt", "chosen", "rejected"}: two responses, of which the first is preferred. A language model reads
-prompt and response as one sequence; a model with an encoder reads the prompt there and writes the response.
+A line is {"prompt", "response"}, or {"prompt", "chosen", "rejected"}: two responses, of which the first is preferred. A decoder reads
+prompt and response as one sequence; where there is an encoder it reads the prompt, and the decoder the response.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def tokenised(examples: Sequence[Example], encode: Encode, *, end: int | None, v
             if not part:
                 raise ValueError(f"{path}, line {one.line}: gives no tokens; leave the line out")
             if max(part) >= vocab_size:
-                raise ValueError(f"{path}, line {one.line}: gives token {max(part)}, and the model has {vocab_size}; give its own tokenizer")
+                said = f"{path}, line {one.line}: gives token {max(part)}, and the model has a vocabulary of {vocab_size}"
+                raise ValueError(f"{said}; give the model's own tokenizer")
         made.append(tokens)
     return made
 
@@ -122,8 +123,8 @@ def fitted(examples: Sequence[Example], length: int, *, together: bool, truncate
             made.append(one)
             continue
         if not truncate:
-            size = f"{len(one.prompt)} tokens of the prompt and {answer} of the response"
-            raise ValueError(f"{path}, line {one.line}: {size} do not fit into {length}; give --truncate, a greater --length, or shorter texts")
+            size = f"{len(one.prompt)} tokens of the prompt and {answer} of the response do not fit into {length}"
+            raise ValueError(f"{path}, line {one.line}: {size}; leave the line out, give a greater --length, or cut by --truncate")
         prompt = one.prompt[max(0, len(one.prompt) - before) :] if together else one.prompt[:before]
         cut = replace(one, prompt=prompt, responses=tuple(tokens[:room] for tokens in one.responses))
         longer += 1
@@ -137,15 +138,15 @@ def fitted(examples: Sequence[Example], length: int, *, together: bool, truncate
 class Examples:
     """Examples of one kind and one length.
 
-    arrays: each [examples, responses, time], the time padded at the end with zeros. `tokens` are read, `targets` int32 come next, `mask`
-    float32 is 1 where a target is of the response. Of a language model `present` int32 is 1 where `tokens` are no padding; of an
-    encoder-decoder, where `source`, what the encoder reads, is none.
+    arrays: each [examples, responses, time], the time padded at the end with zeros. `tokens` int32 are read, and `present` int32 is 1 where
+    they are no padding. `targets` int32 come next, and `weights` float32 is 1 where they are of the response. Where an encoder reads the
+    prompt, `answer` int32 is what the decoder reads.
     """
 
     arrays: Arrays
 
     def __len__(self) -> int:
-        return len(self.arrays["mask"])
+        return len(self.arrays["weights"])
 
     @property
     def digest(self) -> str:
@@ -179,7 +180,7 @@ class Examples:
 
     def with_reference(self, batches: Sequence[Float32[np.ndarray, " responses_x_batch"]]) -> Examples:
         """The examples with `reference`, a number for each response: of the batches of `in_turn`, one after the other."""
-        responses = self.arrays["mask"].shape[1]
+        responses = self.arrays["weights"].shape[1]
         by_example = np.concatenate([np.asarray(one, np.float32).reshape(responses, -1).T for one in batches])
         return Examples({**self.arrays, "reference": by_example[: len(self)]})
 
@@ -193,7 +194,7 @@ def laid_out(examples: Sequence[Example], *, start: int | None) -> Examples:
     arrays: Arrays = {}
     for name in sequences[0][0]:
         width = max(len(sequence[name]) for each in sequences for sequence in each)
-        array = np.zeros((len(sequences), len(sequences[0]), width), np.float32 if name == "mask" else np.int32)
+        array = np.zeros((len(sequences), len(sequences[0]), width), np.float32 if name == "weights" else np.int32)
         for i, each in enumerate(sequences):
             for j, sequence in enumerate(each):
                 array[i, j, : len(sequence[name])] = sequence[name]
@@ -203,8 +204,8 @@ def laid_out(examples: Sequence[Example], *, start: int | None) -> Examples:
 
 def _sequence(prompt: list[int], response: list[int], start: int | None) -> dict[str, list[int]]:
     if start is not None:
-        shifted = [start, *response[:-1]]
-        return {"source": prompt, "present": [1] * len(prompt), "tokens": shifted, "targets": response, "mask": [1] * len(response)}
+        answer = {"answer": [start, *response[:-1]], "targets": response, "weights": [1] * len(response)}
+        return {"tokens": prompt, "present": [1] * len(prompt), **answer}
     whole = prompt + response
-    mask = [0] * (len(prompt) - 1) + [1] * len(response)
-    return {"tokens": whole[:-1], "present": [1] * (len(whole) - 1), "targets": whole[1:], "mask": mask}
+    weights = [0] * (len(prompt) - 1) + [1] * len(response)
+    return {"tokens": whole[:-1], "present": [1] * (len(whole) - 1), "targets": whole[1:], "weights": weights}

@@ -17,10 +17,10 @@ Kind = Literal["sigmoid", "ipo"]
 
 
 def response_log_probability(
-    logits: Float[Array, "batch time vocab"], targets: Int[Array, "batch time"], mask: Float[Array, "batch time"]
+    logits: Float[Array, "batch time vocab"], targets: Int[Array, "batch time"], weights: Float[Array, "batch time"]
 ) -> Float[Array, " batch"]:
-    """log p(response | prompt) of each sequence, in nats: the sum over the targets where the mask is 1."""
-    return -(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * mask).sum(axis=1)
+    """log p(response | prompt) of each sequence, in nats: the sum over the targets whose weight is 1."""
+    return -(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights).sum(axis=1)
 
 
 def preference_loss(
