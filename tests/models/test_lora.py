@@ -77,7 +77,9 @@ def test_a_merged_kernel_does_what_the_kernel_and_its_adapter_do():
 def test_at_the_start_the_parameters_are_bit_for_bit_those_that_they_were(dtype):
     family, config, params = loaded("llama_gqa")
     params = jax.tree.map(lambda x: x.astype(dtype), params)
-    start = lambda p, key: lora.merge(p, lora.init(family, config, key, pattern=every_matrix(family, config), rank=4), alpha=16.0)
+    start = lambda p, key: lora.merge(
+        p, lora.init(family, config, key, pattern="(blocks/(attention/out|mlp/down)|head)/kernel", rank=4), alpha=16.0
+    )
     merged = flat(jax.jit(start)(params, jax.random.key(0)))
     for path, leaf in flat(params).items():
         assert merged[path].dtype == dtype and np.asarray(merged[path]).tobytes() == np.asarray(leaf).tobytes(), path
