@@ -122,7 +122,7 @@ def _neox_qkv(name: str, kind: str) -> Entry:
         return tuple(np.moveaxis(parts[:, i], -1, 0).reshape(shapes[i]) for i in range(3))
 
     def give(*params: Any) -> Any:
-        parts = jnp if not isinstance(params[0], np.ndarray) else np
+        parts: Any = jnp if not isinstance(params[0], np.ndarray) else np
         stacked = parts.stack([p.reshape(-1, *p.shape[-2:]) for p in params], axis=2)  # in, heads, 3, head_width
         flat = parts.moveaxis(stacked, 0, -1)
         return flat.reshape(-1) if params[0].ndim == 2 else flat.reshape(-1, flat.shape[-1])

@@ -113,9 +113,9 @@ def read_tensors(where: str | os.PathLike[str]) -> dict[str, Stored]:
         return _sharded(index)
     if not folder.is_dir():
         raise ValueError(f"{where}: no such file or folder")
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if any(name.endswith(_PICKLED) for name in names):
+    if any(path.suffix in _PICKLED for path in folder.iterdir()):
         raise _pickled(folder)
+    names = sorted(path.name for path in folder.iterdir())
     raise ValueError(f"{folder}: holds neither {SINGLE} nor {INDEX}, but {', '.join(names[:8]) or 'nothing'}")
 
 

@@ -47,20 +47,21 @@ def lines(family: Family, config: Any) -> tuple[Line, ...]:
     """The family's table for this configuration.
 
     Raises:
-      ValueError: the table does not fill every parameter exactly once.
+      ValueError: the table does not fill every parameter exactly once, from tensors of different names.
     """
-    return _lines(family.table(config), flat(family.abstract(config)), family.name)
-
-
-def _lines(table: Sequence[Entry], shapes: Mapping[str, Any], name: str) -> tuple[Line, ...]:
+    table, shapes = family.table(config), flat(family.abstract(config))
     filled = [path for entry in table for path in entry.paths]
     if sorted(filled) != sorted(shapes):
         twice = sorted({path for path in filled if filled.count(path) > 1})
         raise ValueError(
-            f"{name}: its table of weights does not fit its parameters: filled twice {twice}, unknown {sorted(set(filled) - set(shapes))}, "
-            f"never filled {sorted(set(shapes) - set(filled))}"
+            f"{family.name}: its table of weights does not fit its parameters: filled twice {twice}, "
+            f"unknown {sorted(set(filled) - set(shapes))}, never filled {sorted(set(shapes) - set(filled))}"
         )
-    return tuple(_line(entry, [shapes[path] for path in entry.paths]) for entry in table)
+    plan = tuple(_line(entry, [shapes[path] for path in entry.paths]) for entry in table)
+    names = [name for line in plan for name in line.names]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{family.name}: its table of weights names twice {sorted({name for name in names if names.count(name) > 1})}")
+    return plan
 
 
 def _line(entry: Entry, params: Sequence[Any]) -> Line:

@@ -110,10 +110,9 @@ def open_tree(where: str | os.PathLike[str]) -> Tree:
     path = find_tree(where)
     if path is None:
         raise ValueError(f"{where}: orbax has saved nothing here: neither a tree of arrays, nor {hf_files.PARAMS}/, nor steps of a run")
-    with _readable(path, "what it lists"), ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata
-        tree = getattr(saved, "tree", saved)
-        arrays = {name: jax.ShapeDtypeStruct(tuple(x.shape), np.dtype(x.dtype)) for name, x in flat(tree).items()}
+    with _readable(path, "what it lists"):
+        saved = ocp.PyTreeCheckpointHandler().metadata(path)  # pyright: ignore[reportArgumentType]  (pathlib's will do)
+        arrays = {name: jax.ShapeDtypeStruct(tuple(x.shape), np.dtype(x.dtype)) for name, x in flat(saved.tree).items()}
         if not arrays:
             raise ValueError("it lists no arrays")
     beside = any(not name.startswith("params/") for name in arrays)
