@@ -95,12 +95,12 @@ def _model(where: Path, model: str, settings: Mapping[str, Any], arrays: Mapping
         return None, None, str(error)
 
 
-@functools.lru_cache(maxsize=4)
 def _lines(family: Any, config: Any) -> tuple[Any, ...]:
     return model_file("matching").lines(family, config)
 
 
 def _names(family: Any, config: Any) -> dict[str, Any]:
+    """Hugging Face's names -> their lines of the table."""
     return {name: line for line in _lines(family, config) for name in line.names}
 
 
@@ -258,16 +258,15 @@ def distance(a: np.ndarray, b: np.ndarray) -> tuple[bool, float, float]:
     a, b = a.reshape(-1), b.reshape(-1)
     for start in range(0, a.size, _PIECE):
         x, y = a[start : start + _PIECE], b[start : start + _PIECE]
-        if a.dtype == b.dtype and x.tobytes() == y.tobytes():
-            largest = np.maximum(largest, np.nanmax(np.abs(x.astype(np.float64)), initial=0.0))
-            continue
-        identical = False
+        same = a.dtype == b.dtype and x.tobytes() == y.tobytes()
         x, y = x.astype(np.float64), y.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinities that are equal
-            differs = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
-        apart = np.maximum(apart, differs.max())
-        largest = np.maximum(largest, max(np.nanmax(np.abs(x), initial=0.0), np.nanmax(np.abs(y), initial=0.0)))
-    return bool(identical), float(apart), float(apart / largest) if apart else 0.0
+        largest = max(largest, *(float(np.nanmax(np.abs(one), initial=0.0)) for one in (x, y)))
+        if not same:
+            identical = False
+            with np.errstate(invalid="ignore"):  # infinities that are equal
+                differs = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
+            apart = float(np.maximum(apart, differs.max()))
+    return bool(identical), apart, apart / largest if apart and math.isfinite(apart) else apart
 
 
 def _figure(value: float | None) -> str:
