@@ -1,34 +1,82 @@
-"""A family of models: its configurations, its parameters, and where they stand in Hugging Face's files."""
+"""What a model family is: a module with its configurations, its weight table, and pure functions over plain dicts of arrays."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax
 from flax import nnx
+from jaxtyping import Array, PyTree
 
 from .tables import Entry
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Family:
-    """Attributes:
-    kind: "decoder", "encoder" or "encoder-decoder".
-    ignored: regexes of names of tensors that hold nothing trained.
+    """One family. `params` are nested dicts of arrays, keyed as the module's attributes are.
+
+    kind: "decoder" (next token), "encoder" (masked tokens) or "encoder-decoder". presets: by name; "tiny" reads bytes. table: which tensor
+    of a Hugging Face checkpoint fills which parameters. ties: names that a checkpoint may hold besides, and which tensor they must equal.
+    prefix: of the names, which some published checkpoints leave out. renames: (regular expression, replacement) from older names to those
+    of the table. ignored: regular expressions of tensors that are no parameters of a language model here (buffers, other heads).
     """
 
     name: str
     model_type: str
-    kind: str
+    kind: Literal["decoder", "encoder", "encoder-decoder"]
+    module: Callable[..., Any]
     presets: Mapping[str, Any]
-    build: Callable[[Any, nnx.Rngs], nnx.Module]
     table: Callable[[Any], tuple[Entry, ...]]
-    ignored: tuple[str, ...]
     from_hf: Callable[[Mapping[str, Any]], Any]
     to_hf: Callable[[Any], dict[str, Any]]
+    ties: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    prefix: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
 
-    def abstract(self, config: Any) -> dict[str, Any]:
-        """Parameters as a nested dict of `jax.ShapeDtypeStruct`."""
-        model = nnx.eval_shape(lambda: self.build(config, nnx.Rngs(0)))
-        return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
+    def build(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The module with random parameters."""
+        return self.module(config, rngs=rngs)
+
+    def abstract(self, config: Any) -> PyTree:
+        """Shapes and dtypes of the parameters; nothing is allocated."""
+        return jax.tree.map(lambda x: x, nnx.to_pure_dict(_parts(self.module, config)[1]))
+
+    def init(self, config: Any, key: Array) -> PyTree:
+        """Random parameters from a typed PRNG key."""
+        return nnx.to_pure_dict(nnx.split(self.build(config, nnx.Rngs(params=key)), nnx.Param, ...)[1])
+
+    def bound(self, config: Any, params: PyTree) -> Any:
+        """The module with these parameters; to be used inside a function that is traced, or once."""
+        graph, variables, rest = _parts(self.module, config)
+        filled = jax.tree.map(lambda v: v, variables)  # replace_by_pure_dict writes into the State it is given
+        nnx.replace_by_pure_dict(filled, params)
+        return nnx.merge(graph, filled, rest)
+
+    def apply(self, config: Any, params: PyTree, *args: Any, **kwargs: Any) -> Array:
+        """What the module returns: float32 logits."""
+        return self.bound(config, params)(*args, **kwargs)
+
+    def new_cache(self, config: Any, batch: int, slots: int) -> Any:
+        """An empty cache of a decoder."""
+        return self.bound(config, self.abstract(config)).new_cache(batch, slots)
+
+    def prefill(self, config: Any, params: PyTree, tokens: Array, lengths: Array, slots: int) -> tuple[Array, Any]:
+        """Logits after each prompt, and the cache. See `Decoder.prefill`."""
+        return self.bound(config, params).prefill(tokens, lengths, slots)
+
+    def decode_step(self, config: Any, params: PyTree, tokens: Array, cache: Any, **store: Any) -> tuple[Array, Any]:
+        """Logits after one more token of each sequence, and the cache with it. See `Decoder.decode_step`."""
+        return self.bound(config, params).decode_step(tokens, cache, **store)
+
+    def parameters(self, config: Any) -> int:
+        """Trained scalars, tied ones once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(config)))
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(module: Callable[..., Any], config: Any) -> tuple[Any, Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))), nnx.Param, ...)
