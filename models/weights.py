@@ -60,7 +60,7 @@ def load(
     if config is None:
         config = configuration(hf_files.read_config(where), family, str(where))
     plan = lines(family, config)
-    found = matched(hf_files.read_tensors(where), plan, family, str(where), dtype)
+    found = matched(hf_files.read_tensors(where), plan, family, config, str(where), dtype)
     placed = spread(shardings, [path for line in plan for path in line.entry.paths])
     total, done = sum(one.nbytes for one in found.values()), 0
     params: dict[str, jax.Array] = {}

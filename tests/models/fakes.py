@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from models import matching
-from models.tables import Entry, dense, plain
+from models.tables import Entry, dense, same
 
 DTYPES = tuple(map(np.dtype, (np.float32, jnp.bfloat16, np.float16)))
 
@@ -34,7 +34,9 @@ class Fake:
     tensors: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     name: str = "fake"
     model_type: str = "fake_hf"
-    ignored: tuple[str, ...] = (r"\.inv_freq$",)
+    ignored: tuple[str, ...] = (r".*\.inv_freq",)
+    prefix: str = "model."
+    renames: tuple[tuple[str, str], ...] = ((r"\.gamma$", ".weight"),)
     presets: Mapping[str, Config] = field(default_factory=lambda: {"tiny": Config()})
 
     def table(self, config: Config) -> tuple[Entry, ...]:
@@ -42,6 +44,10 @@ class Fake:
 
     def abstract(self, config: Config) -> dict[str, Any]:
         return matching.nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in self.shapes.items()})
+
+    def ties(self, config: Config) -> dict[str, str]:
+        tied = "head/kernel" not in self.shapes and "tokens/embedding" in self.shapes
+        return {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
 
     def to_hf(self, config: Config) -> dict[str, Any]:
         return {"size": config.size}
@@ -80,7 +86,7 @@ def fakes(draw: Any) -> Fake:
         entry, ins, inner = draw(
             st.sampled_from(
                 [
-                    (plain(name, path), 0, [(a, b)]),
+                    (same(name, path), 0, [(a, b)]),
                     (dense(name, path), 1, [(a, b, c)]),
                     (dense(name, path, ins=2), 2, [(a, b, c)]),
                     (below(name, (path, path + "more")), 1, [(a, b), (a, c)]),
@@ -117,9 +123,9 @@ def llama_like(*, tied: bool = False) -> Fake:
     head = {} if tied else {"head/kernel": (4, 6)}
     shapes = {"tokens/embedding": (6, 4), "blocks/up/kernel": (2, 4, 3), "blocks/norm/scale": (2, 4), **head}
     lines = [
-        plain("model.embed_tokens.weight", "tokens/embedding"),
+        same("model.embed_tokens.weight", "tokens/embedding"),
         dense("model.layers.{layer}.up_proj.weight", "blocks/up/kernel"),
-        plain("model.layers.{layer}.norm.weight", "blocks/norm/scale"),
+        same("model.layers.{layer}.norm.weight", "blocks/norm/scale"),
         *([] if tied else [dense("lm_head.weight", "head/kernel")]),
     ]
 

@@ -59,7 +59,7 @@ class Checkpoint:
         if self.family is None:
             return dict(self.arrays)
         matching = model_file("matching")
-        known = matching.known_as(self.arrays, _names(self.family, self.config))
+        known = matching.known_as(self.arrays, _names(self.family, self.config), self.family)
         return {given: self.arrays[given] for given in known.values()}
 
 
@@ -232,7 +232,7 @@ def _as_they_are(one: Checkpoint, whole: bool) -> Side:
 def _in_hf_names(one: Checkpoint, family: Any, config: Any) -> Side:
     matching, weights = model_file("matching"), model_file("weights")
     if one.tree is None:
-        given = {given: name for name, given in matching.known_as(one.arrays, _names(family, config)).items()}
+        given = {given: name for name, given in matching.known_as(one.arrays, _names(family, config), family).items()}
         kept = {given.get(name, name): name for name in one.arrays if name in given or not matching.is_ignored(name, family)}
         return {name: (_kind(one.arrays[own]), functools.partial(one.read, own)) for name, own in kept.items()}
     saved = one.tree.params
