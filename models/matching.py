@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import re
 import string
+import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +84,13 @@ def nested(params: Mapping[str, Any]) -> dict[str, Any]:
         *above, last = path.split("/")
         functools.reduce(lambda node, key: node.setdefault(key, {}), above, tree)[last] = leaf
     return tree
+
+
+def fresh(array: Any) -> Any:
+    """The same array as another object. What JAX copies to the host stays with the object, and so goes when this one does."""
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable:
+        return array
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, [shard.data for shard in array.addressable_shards])
 
 
 # ---- what does not fit -------------------------------------------------------------------------------------------------
@@ -192,20 +201,48 @@ def differences(abstract: PyTree, leaves: Mapping[str, Any]) -> Iterator[str]:
 
 # ---- what is asked for -------------------------------------------------------------------------------------------------
 def configuration(values: Mapping[str, Any], family: Family, where: str) -> Any:
-    """The family's configuration from what config.json says.
+    """The family's configuration from what config.json says, in Hugging Face's words or as `in_full` writes it.
 
     Raises:
       ValueError: it tells of another family, or of a switch that this one does not know.
     """
-    said = values.get("model_type")
+    own = "family" in values and "config" in values
+    said, wanted = (values["family"], family.name) if own else (values.get("model_type"), family.model_type)
     if said is None:
         raise ValueError(f"{where}: {CONFIG} has no model_type, so it is none of Hugging Face's; give the configuration")
-    if said != family.model_type:
-        raise ValueError(f"{where}: {CONFIG} says model_type {said!r}, and {family.name} is {family.model_type!r}; name that family")
+    if said != wanted:
+        raise ValueError(f"{where}: {CONFIG} says {'family' if own else 'model_type'} {said!r}, and {family.name} is {wanted!r}")
     try:
-        return family.from_hf(values)
+        return from_full(values["config"], family) if own else family.from_hf(values)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{where}: {CONFIG} is of no {family.name} that is known here: {error}") from error
+
+
+def in_full(config: Any, family: Family) -> dict[str, Any]:
+    """A config.json of every field, also of those that Hugging Face has no words for."""
+    return {"family": family.name, "config": dataclasses.asdict(config)}
+
+
+def from_full(fields: Mapping[str, Any], family: Family) -> Any:
+    """The configuration with these fields, which were read from JSON; those that are not there are as they are by themselves.
+
+    Raises:
+      ValueError: fields that are not those of the family's configurations.
+    """
+    return _read(type(next(iter(family.presets.values()))), fields)
+
+
+def _read(kind: Any, fields: Mapping[str, Any]) -> Any:
+    hints, changes = typing.get_type_hints(kind), {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            kinds = [one for one in (hints.get(name), *typing.get_args(hints.get(name))) if dataclasses.is_dataclass(one)]
+            value = _read(kinds[0], value) if kinds else value
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**changes)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from error
 
 
 def asked_dtype(dtype: Any) -> np.dtype | None:
@@ -249,9 +286,3 @@ def check_params(leaves: Mapping[str, Any], family: Family, config: Any) -> None
     problems += [f"{path}: lies on devices of other processes" for path in elsewhere]
     if problems:
         raise ValueError(f"params: are not what can be saved of {family.name}:\n  " + ";\n  ".join(problems))
-
-
-def described(family: Family, config: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a model with these tensors or parameters."""
-    dtypes = {str(one.dtype) for one in arrays.values()}
-    return {**family.to_hf(config), "model_type": family.model_type} | ({"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {})

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from . import hf_files
 from .family import Family
 from .hf_files import Made
-from .matching import Line, asked_dtype, check_params, configuration, described, flat, lines, matched, nested, spread
+from .matching import Line, asked_dtype, check_params, configuration, flat, fresh, lines, matched, nested, spread
 from .orbax_files import load_orbax, save_orbax
 
 __all__ = ["load", "load_orbax", "save", "save_orbax"]
@@ -147,7 +147,13 @@ def save(
         said = [f"{', '.join(f'{path} {kinds[path]}' for path in entry.paths)} go into one {entry.name}" for entry in mixed]
         raise ValueError(f"params: give dtype, since {'; '.join(said)}")
     made = dict(tensors(plan, leaves.__getitem__, kinds))
-    hf_files.write(folder, described(family, config, made), made, max_shard_bytes=max_shard_bytes, overwrite=overwrite, report=report)
+    hf_files.write(folder, _described(family, config, made), made, max_shard_bytes=max_shard_bytes, overwrite=overwrite, report=report)
+
+
+def _described(family: Family, config: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model with these tensors or parameters."""
+    dtypes = {str(one.dtype) for one in arrays.values()}
+    return {**family.to_hf(config), "model_type": family.model_type} | ({"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {})
 
 
 def tensors(plan: Sequence[Line], get: Callable[[str], Any], dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, Made]]:
@@ -158,17 +164,9 @@ def tensors(plan: Sequence[Line], get: Callable[[str], Any], dtypes: Mapping[str
         paths = line.entry.paths
         if paths not in held:
             held.clear()
-            held[paths] = [on_host(get(path)) for path in paths]
+            held[paths] = [np.asarray(fresh(get(path))) for path in paths]
         return line.entry.give(*(x[(*at, ...)].astype(dtypes[path], copy=False) for path, x in zip(paths, held[paths], strict=True)))
 
     for line in plan:
         for name, at in line.names.items():
             yield name, Made(line.shape, dtypes[line.entry.paths[0]], functools.partial(make, line, at))
-
-
-def on_host(array: Any) -> np.ndarray:
-    """The array in host memory; unlike `np.asarray` of it, a copy does not stay with the array for as long as that lives."""
-    if not isinstance(array, jax.Array):
-        return np.asarray(array)
-    parts = [shard.data for shard in array.addressable_shards]
-    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from models import matching
 from models.tables import Entry, dense, same
@@ -143,3 +146,16 @@ def same_bits(one: Any, other: Any) -> bool:
     bits = lambda x: (x.shape, x.dtype, np.asarray(x).tobytes())
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     return jax.tree.structure(one) == jax.tree.structure(other) and list(map(bits, leaves)) == list(map(bits, others))
+
+
+def write_as_hf(folder: Path, family: Fake, tensors: dict, cuts: int = 1, config: dict | None = None) -> None:
+    """As Hugging Face writes: one file, or `cuts` files with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": family.model_type, "size": 3}))
+    if cuts == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    places = {name: f"model-{n % cuts:05}.safetensors" for n, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({name: x for name, x in tensors.items() if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
