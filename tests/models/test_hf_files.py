@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -18,13 +18,26 @@ from models import hf_files, weights
 from tests.models.fakes import DTYPES, Config, llama_like, numbers, write_as_hf
 
 
-@given(st.integers(1, 4), st.permutations(range(3)), st.sampled_from(DTYPES), st.data())
-def test_a_copy_of_a_transpose_is_a_copy(sizes, order, dtype, data):
-    shape = tuple(data.draw(st.integers(1, 60)) for _ in order)
-    source = np.random.default_rng(sizes).standard_normal(shape).astype(dtype).transpose(order)[:: data.draw(st.sampled_from([1, -1, 2]))]
-    into = np.empty(source.shape, np.float32)
-    hf_files.copy(into, source)
-    np.testing.assert_array_equal(into, source.astype(np.float32))
+@given(st.lists(st.sampled_from([1, 3, 16, 17, 33, 65]), min_size=3, max_size=3), st.permutations(range(3)), st.sampled_from(DTYPES))
+@example([65, 65, 1], [1, 0, 2], DTYPES[0])
+@example([17, 65, 65], [2, 1, 0], DTYPES[1])
+def test_a_copy_of_a_transpose_is_a_copy(shape: list[int], order: list[int], dtype: np.dtype):
+    source = np.random.default_rng(0).standard_normal(shape).astype(dtype).transpose(order)
+    for some in (source, source[::-1], source[..., ::2]):
+        into = np.full(some.shape, np.nan, np.float32)
+        hf_files.copy(into, some)
+        np.testing.assert_array_equal(into, some.astype(np.float32))
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 8), (4, 12)), ((0, 4), (8, 12)), ((0, 8), (8, 12)), ((4, 8), (8, 12))])
+def test_tensors_lie_side_by_side(tmp_path, first: tuple[int, int], second: tuple[int, int]):
+    """Over one another, apart, of another size, or after a gap."""
+    tensors = {"a": first, "b": second}
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": place} for name, place in tensors.items()}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    with pytest.raises(ValueError, match=r"model\.safetensors: corrupt: [ab] is F32\[1\] in bytes"):
+        hf_files.read_tensors(tmp_path)
 
 
 def test_any_cut_of_a_file_is_found(tmp_path):
