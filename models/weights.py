@@ -97,8 +97,8 @@ class _Target:
     @staticmethod
     def _row(place: tuple[tuple[int, int], ...], at: tuple[int, ...]) -> tuple[int, ...] | None:
         """Where in a buffer the stack's element `at` lies, if it does."""
-        bounds = place[: len(at)]
-        return tuple(i - start for i, (start, _) in zip(at, bounds, strict=True)) if _inside(at, bounds) else None
+        held = all(start <= i < stop for i, (start, stop) in zip(at, place, strict=False))
+        return tuple(i - start for i, (start, _) in zip(at, place, strict=False)) if held else None
 
     def fill(self, at: tuple[int, ...], part: np.ndarray) -> None:
         for place, buffer in self.buffers.items():
@@ -111,10 +111,6 @@ class _Target:
             return jax.device_put(*self.buffers.values())
         by_index = lambda index: self.buffers[self._bounds(index or ())]
         return jax.make_array_from_callback(self.shape, self.sharding, by_index, dtype=self.dtype)
-
-
-def _inside(at: tuple[int, ...], bounds: Sequence[tuple[int, int]]) -> bool:
-    return all(start <= i < stop for i, (start, stop) in zip(at, bounds, strict=True))
 
 
 # ---- out ---------------------------------------------------------------------------------------------------------------
