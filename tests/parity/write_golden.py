@@ -9,7 +9,7 @@ A case's folder holds `config.json` and the weights as `save_pretrained` writes 
     targets [rows, target] int32      of T5: inputs of its decoder, padded on the right; target_lengths [rows] int32
     labels [rows, length or target]   int32, of an encoder and T5: what the loss asks for
     logits [rows, length or target, vocab] float32    0 where a token does not count
-    aux_loss [] float32               of Mixtral: the loss that balances its router's load
+    aux_loss, aux_loss_all [] float32 of Mixtral: the loss that balances its router's load, of tokens that count and of all
     prompts, prompt_lengths, generated [rows, 64]     of a decoder: greedy continuation; prompts are padded on the right
     generated [rows, 24]              of T5: greedy, without the token that it starts from
 
@@ -121,7 +121,7 @@ def inputs(case: Case, model: torch.nn.Module) -> Inputs:
 
 
 def forward(case: Case, model: torch.nn.Module, given: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits [rows, length, vocab], which of them count [rows, length], Mixtral's router logits [layers, tokens that count, experts]."""
+    """Logits [rows, length, vocab], which of them count [rows, length], Mixtral's router logits [layers, tokens, experts]."""
     tokens = given["tokens"].long()
     if case.family == "t5":
         out = model(input_ids=tokens, attention_mask=given["mask"], decoder_input_ids=given["targets"].long())
@@ -130,8 +130,9 @@ def forward(case: Case, model: torch.nn.Module, given: Inputs) -> tuple[torch.Te
     more = {"token_type_ids": given["segments"].long()} if "segments" in given else {}
     if case.family == "mixtral":
         out = model(input_ids=tokens, attention_mask=mask, output_router_logits=True)
-        given["aux_loss"] = out.aux_loss.detach()
-        return out.logits, mask, torch.stack(out.router_logits)[:, mask.flatten() == 1]
+        unmasked = model(input_ids=tokens, output_router_logits=True)
+        given |= {"aux_loss": out.aux_loss.detach(), "aux_loss_all": unmasked.aux_loss.detach()}
+        return out.logits, mask, torch.stack(unmasked.router_logits)
     return model(input_ids=tokens, attention_mask=mask, **more).logits, mask, torch.zeros(0)
 
 
