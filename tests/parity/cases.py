@@ -238,20 +238,18 @@ CASES: tuple[Case, ...] = (
     Case(
         "bert_segments",
         "bert",
-        _bert(
-            hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-2, num_hidden_layers=3, intermediate_size=24, tie_word_embeddings=False
-        ),
+        _bert(hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-2, num_hidden_layers=3, intermediate_size=24),
     ),
     Case("bert_tanh", "bert", _bert(hidden_act="gelu_new", num_attention_heads=4)),
     Case("roberta", "roberta", _bert(pad_token_id=1, type_vocab_size=1)),
     Case("roberta_segments", "roberta", _bert(hidden_act="relu", pad_token_id=0, type_vocab_size=2)),
-    Case("t5", "t5", _t5(num_decoder_layers=3), seed=141),
+    Case("t5", "t5", _t5(num_decoder_layers=3), seed=112),
     Case(
         "t5_gated",
         "t5",
         _t5(num_decoder_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         older=dict(tie_word_embeddings=False, scale_decoder_outputs=None, is_gated_act=None, dense_act_fn=None),
-        seed=15,
+        seed=82,
     ),
     # The published buckets: distances of 16, 32 and 64 lie on their edges, where a logarithm that is rounded otherwise takes the next.
     Case(
@@ -259,7 +257,7 @@ CASES: tuple[Case, ...] = (
         "t5",
         _t5(feed_forward_proj="gelu", layer_norm_epsilon=1e-2, d_ff=48)
         | dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
-        seed=114,
+        seed=71,
     ),
 )
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}

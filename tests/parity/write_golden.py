@@ -60,9 +60,10 @@ def randomise(case: Case, model: torch.nn.Module) -> None:
             values = 0.3 * values + (1.0 if name.endswith("weight") else 0.0)
         elif "relative_attention_bias" not in name:
             table = name.rpartition(".")[0] in tables
-            # T5 scales its logits down by the root of the width.
+            # T5 scales its logits down by the root of the width, and scores not at all: its queries are small instead.
             std = (2.0 if table else GAIN_T5) if case.family == "t5" else (1.0 if table else GAIN)
-            values *= std / np.sqrt(model.config.hidden_size)
+            small = model.config.d_kv if name.endswith("Attention.q.weight") else 1
+            values *= std / np.sqrt(small * model.config.hidden_size)
         weight.data = torch.tensor(values, dtype=getattr(torch, case.dtype)).float()
 
 
