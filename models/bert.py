@@ -56,14 +56,19 @@ def table(c: Any) -> tuple[Entry, ...]:
         same(head + "LayerNorm.weight", "head_norm/scale"),
         same(head + "LayerNorm.bias", "head_norm/bias"),
         same("cls.predictions.bias", "head_bias"),
+        *untied(c, "cls.predictions.decoder."),
     )
+
+
+def untied(c: Any, name: str) -> list[Entry]:
+    """What a head has that is not the token table."""
+    return [] if c.tied else [dense(name + "weight", "out/kernel"), plain(name + "bias", "out/bias")]
 
 
 def read(s: Switches) -> dict[str, Any]:
     """Fields that BERT and RoBERTa have in common."""
     s.only("is_decoder", False)
     s.only("add_cross_attention", False)
-    s.only("tie_word_embeddings", True)
     s.only("position_embedding_type", "absolute")
     for name in ("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"):
         s.get(name)  # of a head that is not here
@@ -72,7 +77,7 @@ def read(s: Switches) -> dict[str, Any]:
         heads=s.need("num_attention_heads"), ffn_width=s.need("intermediate_size"), segments=s.get("type_vocab_size", 2),
         norm_epsilon=s.get("layer_norm_eps", 1e-12),
         activation=s.activation("hidden_act", "gelu"), dropout=s.get("hidden_dropout_prob", 0.1),
-        attention_dropout=s.get("attention_probs_dropout_prob", 0.1), **s.tokens(),
+        attention_dropout=s.get("attention_probs_dropout_prob", 0.1), tied=s.get("tie_word_embeddings", True), **s.tokens(),
     )  # fmt: skip
 
 
@@ -82,7 +87,7 @@ def values(c: Any) -> dict[str, Any]:
         "vocab_size": c.vocab_size, "num_hidden_layers": c.layers, "hidden_size": c.width, "num_attention_heads": c.heads,
         "intermediate_size": c.ffn_width, "type_vocab_size": c.segments, "layer_norm_eps": c.norm_epsilon,
         "hidden_act": NAMES_OF_ACTIVATIONS[c.activation], "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": c.attention_dropout, "max_position_embeddings": c.position_rows, "tie_word_embeddings": True,
+        "attention_probs_dropout_prob": c.attention_dropout, "max_position_embeddings": c.position_rows, "tie_word_embeddings": c.tied,
     }  # fmt: skip
 
 
@@ -103,6 +108,6 @@ FAMILY = Family(
     name="bert", model_type="bert", kind="encoder", module=Encoder, presets=PRESETS, table=table, from_hf=from_hf, to_hf=to_hf,
     ties=lambda c: {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
+    } if c.tied else {},
     renames=OLDER, ignored=(r".*position_ids", r"bert\.pooler\..*", r"cls\.seq_relationship\..*"),
 )  # fmt: skip

@@ -30,6 +30,7 @@ class EncoderConfig:
     norm_epsilon: float = 1e-12
     activation: str = "gelu"
     head_activation: str | None = None  # of the head's own layer; None: as everywhere
+    tied: bool = True  # the head is the token table; else it has a matrix and a bias of its own
     padding_token: int | None = None  # positions count from the one after it, and skip it (RoBERTa); None: they count from 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -95,7 +96,10 @@ class EncoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Tables of tokens, positions and segments, blocks, and a head tied to the token table."""
+    """Tables of tokens, positions and segments, blocks, and a head.
+
+    An untied head has a bias of its own; `head_bias` is then unused, as in the reference, and there so that checkpoints lose nothing.
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         c = config
@@ -107,6 +111,7 @@ class Encoder(nnx.Module):
         self.blocks = stack(lambda rngs: EncoderBlock(c, rngs=rngs), c.layers, rngs)
         self.head = linear(c.width, c.width, bias=True, scale=c.init_scale, **kinds)
         self.head_norm = norm("layer", c.width, c.norm_epsilon, bias=True, **kinds)
+        self.out = None if c.tied else linear(c.width, c.vocab_size, bias=True, scale=c.init_scale, **kinds)
         self.head_bias = nnx.Param(jnp.zeros(c.vocab_size, c.param_dtype))
 
     def __call__(
@@ -115,7 +120,7 @@ class Encoder(nnx.Module):
     ) -> Float32[Array, "batch seq vocab"]:  # fmt: skip
         """Logits of the token at every place.
 
-        present: 1 for tokens, 0 for padding, which nobody sees; None: all are there. segments: the kind that each token belongs to; None: all
+        present: 1 for tokens, 0 for padding, which nobody sees; None: all are there. segments: the kind that each token is of; None: all
         to the first. A typed PRNG key turns dropout on. Raises ValueError for a sequence longer than the context.
         """
         c, seq = self.config, tokens.shape[1]
@@ -136,5 +141,7 @@ class Encoder(nnx.Module):
         body = lambda block, x, key: (block(x, at, keys_at, key), None)
         x, _ = through(self.blocks, x, keys, body, layers=c.layers, remat=c.remat, scan=c.scan)
         act = ACTIVATIONS[c.activation if c.head_activation is None else c.head_activation]
-        bias = self.head_bias[...].astype(jnp.float32)
-        return self.tokens.attend(self.head_norm(act(self.head(x)))).astype(jnp.float32) + bias[None, None, :]
+        x = self.head_norm(act(self.head(x)))
+        if self.out is not None:
+            return self.out(x).astype(jnp.float32)
+        return self.tokens.attend(x).astype(jnp.float32) + self.head_bias[...].astype(jnp.float32)[None, None, :]

@@ -35,12 +35,17 @@ class Experts(nnx.Module):
         self.down = made(experts, ffn_width, width, scale=out_scale)
         self.top, self.capacity_factor, self.activation, self.dtype = top, capacity_factor, activation, dtype
 
-    def __call__(self, x: Float[Array, "batch seq width"]) -> tuple[Float[Array, "batch seq width"], Load]:
+    def __call__(
+        self, x: Float[Array, "batch seq width"], present: Int[Array, "batch seq"] | None = None
+    ) -> tuple[Float[Array, "batch seq width"], Load]:
+        """present: 1 for tokens that count in the load, 0 for padding (which is computed all the same); None: all count."""
         probabilities = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
         weights, chosen = jax.lax.top_k(probabilities, self.top)
         weights = weights / weights.sum(axis=-1, keepdims=True)
         picks = jax.nn.one_hot(chosen, probabilities.shape[-1])  # [batch, seq, top, experts]
-        load = (picks.mean(axis=(0, 1)), probabilities.mean(axis=(0, 1)))
+        counts = jnp.ones(x.shape[:2]) if present is None else present.astype(jnp.float32)
+        mean = lambda y, weights: (y * weights).sum(axis=(0, 1)) / counts.sum()
+        load = (mean(picks, counts[:, :, None, None]), mean(probabilities, counts[:, :, None]))
         x = x.astype(self.dtype)
         if self.capacity_factor is None:
             share = jnp.einsum("bske,bsk->bse", picks, weights).astype(self.dtype)

@@ -37,6 +37,8 @@ class Switches:
         self.family, self.config = family, config
         self._read: set[str] = set(_NEUTRAL)
         self._wrong: list[str] = []
+        if family != "t5":
+            self.only("is_encoder_decoder", False)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value; the default where it is not there or null."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .bert import OLDER, body, read, values
+from .bert import OLDER, body, read, untied, values
 from .encoder import Encoder, EncoderConfig
 from .family import Family
 from .hf import Switches, checked, written
@@ -38,6 +38,7 @@ def table(c: Any) -> tuple[Entry, ...]:
         same("lm_head.layer_norm.weight", "head_norm/scale"),
         same("lm_head.layer_norm.bias", "head_norm/bias"),
         same("lm_head.bias", "head_bias"),
+        *untied(c, "lm_head.decoder."),
     )
 
 
@@ -57,6 +58,6 @@ FAMILY = Family(
     name="roberta", model_type="roberta", kind="encoder", module=Encoder, presets=PRESETS, table=table, from_hf=from_hf, to_hf=to_hf,
     ties=lambda c: {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias",
-    },
+    } if c.tied else {},
     renames=OLDER, ignored=(r".*position_ids", r"roberta\.pooler\..*"),
 )  # fmt: skip

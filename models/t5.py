@@ -270,8 +270,8 @@ def table(c: Any) -> tuple[Entry, ...]:
 
 
 def from_hf(config: Mapping[str, Any]) -> T5Config:
-    """`tie_word_embeddings` says whether the head is the table and what it reads is scaled; since version 5 of `transformers` it is always
-    true, and `scale_decoder_outputs` says the latter."""
+    """`tie_word_embeddings` says whether the head is the table, and whether what it reads is scaled. Since version 5 of `transformers` it
+    is always true, and `scale_decoder_outputs` says what it said before."""
     s = Switches("t5", config)
     s.only("is_encoder_decoder", True)
     s.only("is_decoder", False)
@@ -279,13 +279,14 @@ def from_hf(config: Mapping[str, Any]) -> T5Config:
     gated, name = act.startswith("gated-"), act.removeprefix("gated-")
     s.get("dense_act_fn"), s.get("is_gated_act"), s.get("n_positions")  # follow from the one above; and relative positions have no end
     s.only("feed_forward_proj", *(prefix + one for prefix in ("", "gated-") for one in ACTIVATIONS_OF))
-    tied = s.get("tie_word_embeddings", True)
+    scaled = s.get("scale_decoder_outputs", s.get("tie_word_embeddings", True))
+    tied = s.get("tie_word_embeddings", True) and scaled
     activation = "gelu_tanh" if act == "gated-gelu" else ACTIVATIONS_OF.get(name, "relu")
     made = dict(
         vocab_size=s.need("vocab_size"), layers=s.need("num_layers"), decoder_layers=s.get("num_decoder_layers"), width=s.need("d_model"),
         heads=s.need("num_heads"), head_width=s.need("d_kv"), ffn_width=s.need("d_ff"), activation=activation, gated=gated,
         buckets=s.get("relative_attention_num_buckets", 32), max_distance=s.get("relative_attention_max_distance", 128),
-        norm_epsilon=s.get("layer_norm_epsilon", 1e-6), tied=tied, scale_logits=s.get("scale_decoder_outputs", tied),
+        norm_epsilon=s.get("layer_norm_epsilon", 1e-6), tied=tied, scale_logits=scaled,
         dropout=s.get("dropout_rate", 0.1), start_token=s.get("decoder_start_token_id", 0), **s.tokens(),
     )  # fmt: skip
     s.done()
@@ -299,7 +300,7 @@ def to_hf(c: T5Config) -> dict[str, Any]:
         "num_heads": c.heads, "d_kv": c.head_width, "d_ff": c.ffn_width, "feed_forward_proj": ("gated-" if c.gated else "") + act,
         "relative_attention_num_buckets": c.buckets, "relative_attention_max_distance": c.max_distance,
         "layer_norm_epsilon": c.norm_epsilon, "tie_word_embeddings": c.tied, "dropout_rate": c.dropout, "is_encoder_decoder": True,
-        "decoder_start_token_id": c.start_token, **({} if c.scale_logits == c.tied else {"scale_decoder_outputs": c.scale_logits}),
+        "decoder_start_token_id": c.start_token, 
     })  # fmt: skip
     return checked(from_hf, dataclasses.replace(c, context=T5Config.context), made)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
@@ -138,7 +139,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[..., tuple[Array, Array, Array]],
-        layer: Any, key: Any,
+        layer: Any, key: Any, present: Any = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Any, Any, Any]]:  # fmt: skip
         """The stream after this block, and its keys, values and expert loads. `keys_from(k, v)` says which keys are attended to, and
         where these stand."""
@@ -159,7 +160,7 @@ class Block(nnx.Module):
         attended = drop(self.attention.out(mixed), c.dropout, of_attention)
         stream = x if c.parallel else x + attended
         inner = h if self.norm2 is None else self.norm2(stream)
-        done, load = self.experts(inner) if c.experts else (self.mlp(inner), None)
+        done, load = self.experts(inner, present) if c.experts else (self.mlp(inner), None)
         stream = stream + drop(done, c.dropout, of_mlp)
         return (stream + attended if c.parallel else stream), (k, v, load)
 
@@ -169,9 +170,10 @@ def alibi(c: DecoderConfig) -> Bias | None:
     if c.positions != "alibi":
         return None
     if c.alibi_order == "falcon":
-        slopes = jnp.asarray(alibi_slopes(c.heads), jnp.bfloat16)[None, :, None, None]
-        rounded = lambda at: (slopes * at[:, None, None, :].astype(jnp.bfloat16)).astype(jnp.float32)
-        return lambda queries, keys: rounded(keys) * c.head_width**-0.5
+        slopes = jnp.asarray(alibi_slopes(c.heads).astype(jnp.bfloat16).astype(np.float32))[None, :, None, None]
+        # said to XLA, which may leave out what a cast there and back would round
+        rounded = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        return lambda queries, keys: rounded(slopes * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.head_width**-0.5
     slopes = jnp.asarray(alibi_slopes(c.heads, c.alibi_bias_max, order=c.alibi_order))[None, :, None, None]
     return lambda queries, keys: slopes * keys[:, None, None, :].astype(jnp.float32)
 
@@ -216,10 +218,13 @@ class Decoder(nnx.Module):
         return self.logits(self.features(tokens, key)[0])
 
     def with_balance(
-        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None
+        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, *, present: Int[Array, "batch seq"] | None = None
     ) -> tuple[Float32[Array, "batch seq vocab"], Float32[Array, ""]]:
-        """Logits, and the load-balancing loss of a mixture of experts, as yet without its weight; 0 without one."""
-        x, loads = self.features(tokens, key)
+        """Logits, and the load-balancing loss of a mixture of experts, as yet without its weight; 0 without one.
+
+        present: 1 for tokens that count in that loss, 0 for padding; None: all do.
+        """
+        x, loads = self.features(tokens, key, present)
         return self.logits(x), jnp.zeros(()) if loads is None else load_balance(loads)
 
     def logits(self, x: Float[Array, "*batch width"]) -> Float32[Array, "*batch vocab"]:
@@ -228,11 +233,13 @@ class Decoder(nnx.Module):
             return logits
         return logits + self.head_bias[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
-    def features(self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None) -> tuple[Array, Any]:
+    def features(
+        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, present: Int[Array, "batch seq"] | None = None
+    ) -> tuple[Array, Any]:
         """What the head reads, and the experts' loads (None without experts)."""
         check_length(tokens.shape[1], self.config.context)
         at = jnp.arange(tokens.shape[1])[None, :]
-        x, (_, _, loads) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, key, keep=False)
+        x, (_, _, loads) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, key, present, keep=False)
         return x, loads
 
     def new_cache(self, batch: int, slots: int) -> Cache:
@@ -255,7 +262,7 @@ class Decoder(nnx.Module):
         if seq > slots:
             raise ValueError(f"tokens has sequence length {seq}, the cache {slots} slots: give at least as many slots")
         at = jnp.arange(seq)[None, :]
-        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, keep=True)
+        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, None, keep=True)
         room = lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, slots - seq), (0, 0), (0, 0)))
         place = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], (tokens.shape[0], slots))
         place = jnp.where(place < lengths[:, None], place, -1)
@@ -274,11 +281,11 @@ class Decoder(nnx.Module):
         def keys_from(own: Any) -> Callable[..., tuple[Array, Array, Array]]:
             return lambda k, v: (store(own[0], k[:, 0], length), store(own[1], v[:, 0], length), position)
 
-        x, (k, v, _) = self._through(tokens[:, None], at, keys_from, (cache["k"], cache["v"]), None, keep=True)
+        x, (k, v, _) = self._through(tokens[:, None], at, keys_from, (cache["k"], cache["v"]), None, None, keep=True)
         return self.logits(x[:, 0]), {"k": k, "v": v, "position": position, "length": length + 1}
 
     def _through(
-        self, tokens: Array, at: Array, keys_from: Callable[[Any], Any], caches: Any, key: Any, *, keep: bool
+        self, tokens: Array, at: Array, keys_from: Callable[[Any], Any], caches: Any, key: Any, present: Any, *, keep: bool
     ) -> tuple[Array, tuple[Any, Any, Any]]:
         """The stream after the last norm, and of every layer keys, values (where kept) and loads."""
         c = self.config
@@ -294,7 +301,7 @@ class Decoder(nnx.Module):
 
         def body(block: Block, x: Array, scanned: Any) -> tuple[Array, Any]:
             own, key, layer = scanned
-            x, (k, v, load) = block(x, at, keys_from(own), layer, key)
+            x, (k, v, load) = block(x, at, keys_from(own), layer, key, present)
             return x, (k if keep else None, v if keep else None, load)
 
         layers = jnp.arange(c.layers, dtype=jnp.float32) if c.scale_by_layer else None
