@@ -3,8 +3,7 @@
 Left out, since `transformers` has the key and does not honour it: MPT's `expansion_ratio`, `no_bias`, `qk_ln`, `logit_scale`,
 `learned_pos_emb`, `alibi`, `alibi_bias_max`, `prefix_lm`, `attn_type`. Left out, since they fail there: GPT-J without `rotary_dim`,
 Falcon's `num_ln_in_parallel_attn=2` in the old architecture and `parallel_attn=False` in the new. Left out, since a token's logits then
-depend on those after it: more tokens than the context, which is where rope of the type "dynamic" differs. Left out, since nobody has
-published one: BERT and RoBERTa with a head of their own.
+depend on those after it: more tokens than the context, which is where rope of the type "dynamic" differs.
 """
 
 from __future__ import annotations
@@ -236,13 +235,14 @@ CASES: tuple[Case, ...] = (
     Case("mpt_unpaired", "mpt", _mpt(n_layers=3, d_model=12, n_heads=6), seed=7),
     Case("bert", "bert", _bert()),
     Case(
-        "bert_segments",
+        "bert_untied",
         "bert",
-        _bert(hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-2, num_hidden_layers=3, intermediate_size=24),
+        _bert(hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-2, num_hidden_layers=3, intermediate_size=24)
+        | dict(tie_word_embeddings=False),
     ),
     Case("bert_tanh", "bert", _bert(hidden_act="gelu_new", num_attention_heads=4)),
     Case("roberta", "roberta", _bert(pad_token_id=1, type_vocab_size=1)),
-    Case("roberta_segments", "roberta", _bert(hidden_act="relu", pad_token_id=0, type_vocab_size=2)),
+    Case("roberta_untied", "roberta", _bert(hidden_act="relu", pad_token_id=0, type_vocab_size=2, tie_word_embeddings=False)),
     Case("t5", "t5", _t5(num_decoder_layers=3), seed=112),
     Case(
         "t5_gated",
