@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+GOLDEN = Path(__file__).parent / "golden"
 
 # Family -> names of the classes of `transformers` for its configuration and its model with a head over the vocabulary.
 CLASSES: dict[str, tuple[str, str]] = {
@@ -29,7 +32,7 @@ CLASSES: dict[str, tuple[str, str]] = {
 ENCODERS = ("bert", "roberta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: its dicts have no hash
 class Case:
     """One golden model.
 
