@@ -245,7 +245,7 @@ def _model(by: ProgramArguments) -> Asked:
             raise ValueError(f"{one.name}: is no decoder, and there is no other program to lower; `wsejax fit` and `compare` take it")
         decoder = model_file("decoder")
         dims = {k: v for k, v in dataclasses.asdict(one).items() if k not in ("name", "causal")}
-        config = decoder.DecoderConfig.of(dims, dtype=jnp.dtype(by.dtype))
+        config = decoder.decoder_config(dims, dtype=by.dtype, param_dtype=by.dtype)
         build, longest = (lambda: decoder.Decoder(config, rngs=nnx.Rngs(0))), one.context
     seq = min(longest, DEFAULT_TOKENS) if by.seq is None else by.seq
     for name, value in (("batch", by.batch), ("seq", seq)):
