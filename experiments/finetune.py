@@ -116,7 +116,7 @@ def prepare(settings: Settings) -> Run:
     inputs += sorted(settings.weights.glob("*.safetensors")) if settings.weights else []
     files = [{"name": name_from_here(path), **file_digest(path)} for path in dict.fromkeys(inputs) if path is not None]
     read = {"digest": examples.digest, "held_out_digest": held_out and held_out.digest, "files": [file["sha256"] for file in files]}
-    identity = settings.identity() | {"model": {"family": family.name, **as_json(dataclasses.asdict(config))}, "read": read}
+    identity = settings.identity() | {"model": {"name": family.name, **as_json(dataclasses.asdict(config))}, "read": read}
     if wafer is not None:
         identity["wafer"]["defects_digest"] = wafer.defects.digest
     resumed = check_run_directory(settings.out, identity)
