@@ -216,7 +216,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     batches = run.examples.shuffled(settings.batch, settings.seed)
     given = as_json(dataclasses.asdict(settings))
     program = program_digest(run.step, run.abstract_state, run.abstract_base, run.like(run.examples))
-    data = {"sha256": run.examples.digest, "library": False, "files": run.files}
+    data = {"sha256": run.identity["read"]["digest"], "library": False, "files": run.files}
     begin = origin(settings=given, config=run.identity, data=data, program=program, wafer=run.wafer, packages=sources())
     manifest = Provenance(folder, begin, say)
     write_atomically(folder / "audit.txt", machine.audit + "\n")

@@ -103,6 +103,8 @@ class Settings:
         for name, least in {"steps": 2, "batch": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.weights is not None and not self.weights.is_dir():
+            raise ValueError(f"--weights {self.weights}: is no folder; name the folder of config.json and model.safetensors")
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
