@@ -20,6 +20,7 @@ from experiments.tuning import LoraSettings, Settings, Tuning
 from models import weights
 from models.families import find
 from models.family import resized
+from tests.parity.ours import run
 from wsejax.training import read_metrics
 from wsejax.training.examples import Example, laid_out
 from wsejax.training.provenance import file_digest
@@ -57,7 +58,7 @@ def here(tmp_path_factory) -> Path:
     """A folder with a small Llama and examples of both kinds: the prompt in capital letters is right, twice the prompt is wrong."""
     folder = tmp_path_factory.mktemp("here")
     family, config = tiny("llama:tiny")
-    weights.save(folder / "base", family, config, jax.jit(lambda: family.init(config, jax.random.key(0)))())
+    weights.save(folder / "base", family, config, run(lambda key: family.init(config, key), jax.random.key(0)))
     draw = random.Random(0)
     words = ["".join(draw.choices("abcd", k=draw.randint(2, 5))) for _ in range(10)]
     rows = {
@@ -98,11 +99,11 @@ def test_the_loss_is_that_of_the_responses_alone_whatever_they_are_padded_with(n
     """Against log-probabilities of each example by itself, without padding."""
     family, config = tiny(name)
     both = family.kind == "encoder-decoder"
-    params = jax.jit(lambda: family.init(config, jax.random.key(1)))()
+    params = run(lambda key: family.init(config, key), jax.random.key(1))
     examples = [Example(1, [5, 6, 7], ([8, 9],)), Example(2, [4], ([3, 2, 1, 9],))]
     start = config.start_token if both else None
     logs, counts = [], []
-    apply = jax.jit(lambda *inputs: family.apply(config, params, *inputs))
+    apply = lambda *inputs: run(lambda *tokens: family.apply(config, params, *tokens), *inputs)
     for one in examples:
         whole = one.prompt + one.responses[0]
         inputs = (one.prompt, [start, *one.responses[0][:-1]]) if both else (whole[:-1],)
@@ -113,7 +114,7 @@ def test_the_loss_is_that_of_the_responses_alone_whatever_they_are_padded_with(n
         counts.append(len(each))
     batch = laid_out(examples, start=start).batch(np.arange(2))
     tuning = Tuning(family, config)
-    loss, log_probabilities = jax.jit(lambda p, b: (tuning.loss(p, {}, b)[0], tuning.log_probabilities(p, b)))(params, batch)
+    loss, log_probabilities = run(lambda p, b: (tuning.loss(p, {}, b)[0], tuning.log_probabilities(p, b)), params, batch)
     np.testing.assert_allclose(log_probabilities, logs, rtol=1e-5)
     np.testing.assert_allclose(loss, -sum(logs) / sum(counts), rtol=1e-5)
 
