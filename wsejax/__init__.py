@@ -4,6 +4,7 @@ from wsejax import fabric
 from wsejax.compiler import (
     ArtefactError,
     Audit,
+    BalancedStore,
     CacheInfo,
     Call,
     Compiled,
@@ -21,6 +22,7 @@ from wsejax.compiler import (
     WaferFunction,
     attention,
     audit,
+    balanced_store,
     check_hlo,
     load_exported,
     register_rule,
@@ -79,12 +81,12 @@ from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traff
 from wsejax.streaming import create_state, jit, open_state
 
 __all__ = [
-    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "CacheInfo", "Call", "Cluster", "ClusterSpec",
-    "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit", "HloReport",
-    "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX", "System",
-    "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer", "WaferFunction",
-    "WaferSpec", "Workload", "attention", "audit", "check_hlo", "cluster_spec", "compare", "cost", "create_state", "deploy",
-    "fabric", "fits", "jit", "load_exported", "memory", "model_error", "open_state", "pe", "plot_breakdown", "plot_memory",
-    "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices", "serve",
-    "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
+    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Cluster",
+    "ClusterSpec", "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit",
+    "HloReport", "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX",
+    "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer",
+    "WaferFunction", "WaferSpec", "Workload", "attention", "audit", "balanced_store", "check_hlo", "cluster_spec", "compare", "cost",
+    "create_state", "deploy", "fabric", "fits", "jit", "load_exported", "memory", "model_error", "open_state", "pe", "plot_breakdown",
+    "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices",
+    "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip

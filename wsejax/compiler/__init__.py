@@ -9,6 +9,7 @@ from wsejax.compiler.export import Exported, LoadedFunction, load_exported
 from wsejax.compiler.extend import register_rule, wafer_map
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value
 from wsejax.compiler.jit import WaferFunction, audit, jit
+from wsejax.compiler.kvstore import BalancedStore, balanced_store
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
@@ -18,7 +19,8 @@ from wsejax.compiler.walk import Context, Step
 from wsejax.compiler.work import weights_of
 
 __all__ = [
-    "ArtefactError", "Audit", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "Graph", "HloReport", "Layouts",
-    "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown", "UnsupportedOpError", "Value", "WaferFunction",
-    "attention", "audit", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
+    "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "Graph", "HloReport",
+    "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown", "UnsupportedOpError", "Value",
+    "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map",
+    "weights_of", "with_layout",
 ]  # fmt: skip

@@ -10,9 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
+from jax import lax
+from scipy.special import softmax
 
 from wsejax.hardware import System
-from wsejax.kernels.pe import collectives, fft, gemm, gemv, krylov, order, sparse, stencil, trees
+from wsejax.kernels.pe import collectives, fft, gemm, gemv, krylov, kvcache, order, sparse, stencil, trees
 from wsejax.kernels.pe.tiles import from_row_of_tiles, from_tiles, to_row_of_tiles, to_tiles
 from wsejax.kernels.price import Price
 
@@ -348,3 +350,49 @@ def sparse_times_vector(grid: Grid) -> Case:
     hops = sparse.spmm_element_hops(grid, int((S != 0).sum()), 9, 1, trees.k_tree(grid[0]))
     price = lambda s: sparse.spmv_price(s, grid, int((S != 0).sum()), 9)
     return Case(sparse.spmv, (stream, x), lambda y: close(y[0, 0], S @ B[:, 0]), hops, price)
+
+
+# ---- keys and values -------------------------------------------------------------------------------------------------
+@program
+def kv_cache(grid: Grid) -> Case:
+    """Prompts are spread, tokens appended until one sequence finds no room, and a query attends, heads and features over the columns."""
+    rows, cols = grid
+    high, slots, heads, group, width, steps = 2, 3, 2, 2, 3, rows + 2
+    length = np.array([2 * rows - 1, 0], np.int32)
+    tokens = normal(2, rows * slots, 2, cols, heads, width)  # keys and values of (position, sequence)
+    cut = lambda x: x.reshape(rows, high, 2, cols, heads, width).transpose(0, 3, 2, 1, 4, 5)
+    prompts = [cut(x[: rows * high]) for x in tokens]
+    q = normal(cols, 2, heads * group, width, seed=1)
+    at = np.minimum(length + np.arange(steps)[:, None], rows * slots - 1)
+    news = [np.repeat(x[at, [0, 1]].transpose(2, 0, 1, 3, 4)[None], rows, 0) for x in tokens]  # (rows, cols, steps, sequence, ...)
+    last = np.minimum(length + steps, rows * slots)
+
+    def f(keys, values, new_keys, new_values, q, length):
+        def append(carry, new):
+            cache, n = carry
+            return (kvcache.append(cache, new, n), n + 1), None
+
+        by_step = [jnp.moveaxis(x, 2, 0) for x in (new_keys, new_values)]
+        (cache, n), _ = lax.scan(append, (kvcache.spread(keys, values, length, slots), length), tuple(by_step))
+        return cache, [kvcache.attend(q, cache, n, window=4, parted=parted) for parted in (False, True)]
+
+    def check(keys, values, position, *outs):
+        for b, n in enumerate(last):
+            equal(np.sort(position[:, 0, b].reshape(-1))[-n:], np.arange(n))
+            r, c, s = np.nonzero(position[:, :, b] >= 0)
+            assert len(r) == n * cols
+            for x, kept in zip(tokens, (keys, values), strict=True):
+                equal(kept[r, c, b, s], x[position[r, c, b, s], b, c])
+            k, v = (x[:n, b].repeat(group, 2) for x in tokens)  # (n, cols, all heads, width)
+            apart = np.einsum("tchd,chd->cht", k, q[:, b]) * width**-0.5
+            apart[..., : max(0, length[b] + steps - 3)] = -np.inf
+            for out, scores in zip(outs, (apart, apart.sum(0, keepdims=True).repeat(cols, 0) * cols**-0.5), strict=True):
+                want = np.einsum("cht,tche->che", softmax(scores, axis=-1), v)
+                close(out[:, :, b], np.broadcast_to(want, (rows, *want.shape)))
+
+    entry = heads * width
+    hops = 2 * entry * kvcache.spread_entry_hops(grid, length, high)
+    hops += 2 * entry * sum(kvcache.append_entry_hops(grid, length + k, slots) for k in range(steps))
+    hops += sum(kvcache.attend_element_hops(grid, 2, heads * group, width, slots, parted) for parted in (False, True))
+    everywhere = [np.broadcast_to(q, (rows, *q.shape)), np.broadcast_to(length, (rows, cols, 2))]
+    return Case(f, (*prompts, *news, *everywhere), check, hops)
