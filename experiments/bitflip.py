@@ -19,23 +19,22 @@ from typing import Annotated, Any
 
 import jax
 import tyro
-from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import wsejax as wse
-from models.gpt import GPT
 from wsejax.report import plot_bitflips
 from wsejax.report.faults import OUTCOMES
 from wsejax.training.bitflip import flip_bit, leaf_paths
 from wsejax.training.data import load_corpus, train_batches
-from wsejax.training.state import init_train_state, make_train_step, next_token_loss, split_model
+from wsejax.training.state import init_train_state, make_train_step
 
 from .entry import console as wide_console
 from .entry import start
-from .settings import ModelSettings, OptimiserSettings, WaferSettings
+from .settings import OptimiserSettings, WaferSettings
+from .task import ModelSettings, task_of
 
 BITS = {"sign": range(31, 32), "exponent": range(23, 31), "mantissa": range(23)}  # of float32, which all of this state is
 STATES = {"params": "params/", "first moment": "/mu/", "second moment": "/nu/"}
@@ -92,15 +91,13 @@ def campaign(settings: Settings, console: Console) -> dict[str, Any]:
     settings.check()
     wafer = settings.wafer.build()
     assert wafer is not None
-    config = settings.model.config()
-    corpus = load_corpus(settings.data, context=config.context)
-    source = train_batches(corpus, batch_size=settings.batch, seed=settings.seed)
+    task = task_of(settings.model)
+    corpus = load_corpus(settings.data, context=task.config.context)
+    source = train_batches(corpus, batch_size=settings.batch, seed=settings.seed, maker=task.maker)
     batches = [next(source) for _ in range(settings.steps)]
-    apply, params = split_model(GPT(config, rngs=nnx.Rngs(settings.seed)))
     tx = settings.optimiser.build(settings.steps)
-    loss = lambda params, batch, key: next_token_loss(apply(params, batch["tokens"], key), batch["targets"])
-    state = init_train_state(params, tx, seed=settings.seed)
-    step = wse.jit(make_train_step(loss, tx, stochastic=config.dropout > 0), wafer)
+    state = init_train_state(task.init(settings.seed), tx, seed=settings.seed)
+    step = wse.jit(make_train_step(task.training_loss, tx, stochastic=task.stochastic), wafer)
     shardings = step.lower(state, batches[0]).in_shardings[0]
 
     def train(state: Any, batches: Sequence[Any]) -> tuple[Any, list[float]]:

@@ -23,7 +23,8 @@ from jax import lax
 from rich.console import Console
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import GPT2Config
+from models.transformer import Decoder
 from wsejax.training import init_train_state, make_train_step, next_token_loss, split_model
 
 from .entry import start
@@ -45,8 +46,8 @@ class Settings:
 
 def gpt_step(layers: int) -> tuple[Callable, tuple[Any, ...]]:
     """A GPT train step with scan, remat, AdamW and clipping, and the shapes of its arguments."""
-    config = GPTConfig(vocab_size=512, context=CONTEXT, layers=layers, heads=8, width=256, remat=True)
-    apply, params = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
+    config = GPT2Config(vocab_size=512, context=CONTEXT, layers=layers, heads=8, width=256, remat="full")
+    apply, params = split_model(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4))
     step = make_train_step(lambda p, b, key: next_token_loss(apply(p, b["inputs"], key), b["targets"]), tx)
     tokens = jax.ShapeDtypeStruct((BATCH, CONTEXT), np.int32)

@@ -27,14 +27,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import GPT2Config
+from models.transformer import Decoder
 from wsejax.training.state import TrainState, init_train_state, make_train_step, next_token_loss, split_model
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-4, 1.0
 PROGRAMS = {
-    "scan": {"scan": True, "remat": False},
-    "remat": {"scan": True, "remat": True},
-    "unrolled": {"scan": False, "remat": False},
+    "scan": {"scan": True, "remat": "none"},
+    "remat": {"scan": True, "remat": "full"},
+    "unrolled": {"scan": False, "remat": "none"},
 }
 WAFERS = {  # name -> (tiles, devices)
     "wafer-1x1": ((1, 1), (1, 1)),
@@ -76,9 +77,9 @@ class Workload:
     program: str = "scan"
     threads: int = 2  # PyTorch's; XLA takes what the machine has
 
-    def config(self, program: str | None = None) -> GPTConfig:
+    def config(self, program: str | None = None) -> GPT2Config:
         """Raises ValueError for sizes that do not fit together."""
-        return GPTConfig(
+        return GPT2Config(
             vocab_size=self.vocab, context=self.sequence, layers=self.layers, heads=self.heads, width=self.width,
             **PROGRAMS[program or self.program],
         )  # fmt: skip
@@ -95,7 +96,7 @@ class Workload:
 
     def step(self, program: str | None = None) -> Callable[..., Any]:
         """The pure training step: (state, batch) -> (state, metrics)."""
-        apply, _ = split_model(nnx.eval_shape(lambda: GPT(self.config(program), rngs=nnx.Rngs(0))))
+        apply, _ = split_model(nnx.eval_shape(lambda: Decoder(self.config(program), rngs=nnx.Rngs(0))))
         return make_train_step(
             lambda params, batch, key: next_token_loss(apply(params, batch["tokens"]), batch["targets"]), self.tx, stochastic=False
         )
@@ -105,7 +106,7 @@ class Workload:
         """Makes the state before the first step, in fresh buffers at every call: contenders donate theirs."""
 
         def build() -> TrainState:
-            return init_train_state(split_model(GPT(self.config(), rngs=nnx.Rngs(0)))[1], self.tx, seed=0)
+            return init_train_state(split_model(Decoder(self.config(), rngs=nnx.Rngs(0)))[1], self.tx, seed=0)
 
         return jax.jit(build)
 

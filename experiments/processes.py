@@ -66,10 +66,10 @@ class Feed:
     """The training batches, of which each process reads the rows that its devices need. The batches, and the place in them that a
     checkpoint keeps, are the same in however many processes."""
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int, shardings: Any):
-        shape = (batch_size, corpus.context)
-        self._share = None if process_count() == 1 else Share.of(shardings, shape)
-        self._batches = train_batches(corpus, batch_size=batch_size, seed=seed, rows=self._share and self._share.rows)
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int, shardings: Any, like: Any, maker: Any):
+        """like: a batch; maker: as of `train_batches`."""
+        self._share = None if process_count() == 1 else Share.of(shardings, like)
+        self._batches = train_batches(corpus, batch_size=batch_size, seed=seed, rows=self._share and self._share.rows, maker=maker)
 
     def __next__(self) -> Any:
         batch = next(self._batches)

@@ -80,8 +80,9 @@ def settings_of(manifest: Path) -> Settings:
     """
     begin = begin_of(manifest)
     values = begin["settings"] | {"from_manifest": str(manifest)}
-    names = [field.name for field in dataclasses.fields(ModelSettings) if field.name != "preset"]
-    values["model"] = values["model"] | {name: begin["config"]["model"][name] for name in names}
+    resolved = begin["config"]["model"]
+    names = [field.name for field in dataclasses.fields(ModelSettings) if field.name in resolved]
+    values["model"] = values["model"] | {name: resolved[name] for name in names}
     try:
         return _revived(Settings, values)
     except (TypeError, KeyError) as error:

@@ -13,37 +13,12 @@ import optax
 import tyro
 
 import wsejax as wse
-from models.gpt import PRESETS, GPTConfig
 from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 
 from .supervise import Supervision
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The GPT. What is left at None is as the preset has it; the vocabulary is always the 256 bytes."""
-
-    preset: Literal["tiny", "small"] = "tiny"
-    """Size to start from: tiny trains in minutes on two cores, small is GPT-2's 124M."""
-    layers: int | None = None
-    """Blocks."""
-    heads: int | None = None
-    """Attention heads; must divide the width."""
-    width: int | None = None
-    """Features of the residual stream."""
-    context: int | None = 128
-    """Bytes of text that the model sees at once."""
-    dropout: float | None = None
-    """Probability that an activation is dropped in training."""
-    remat: bool | None = None
-    """Recompute activations in the backward pass: less memory, more time."""
-
-    def config(self) -> GPTConfig:
-        """The model's own configuration. Raises ValueError for sizes that do not fit together."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "preset" and value is not None}
-        return dataclasses.replace(PRESETS[self.preset], vocab_size=256, **given)
+from .task import ModelSettings, identity_of
 
 
 @dataclass(frozen=True)
@@ -163,9 +138,12 @@ class OptimiserSettings:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
+_MATRICES = ("kernel", "embedding", "gate", "up", "down")  # the last three of experts, which are no layers of their own
+
+
 def _decayed(params: Any) -> Any:
     # biases and gains of stacked layers have a leading layers axis, so their rank does not tell; their names do
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _MATRICES, params)
 
 
 @dataclass(frozen=True)
@@ -206,7 +184,7 @@ class DistributedSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Train a small GPT on an emulated wafer with real defects."""
+    """Train a small language model on an emulated wafer with real defects."""
 
     out: Path = Path("runs/train")
     """Folder for everything that the run writes. The same command again goes on from its newest checkpoint."""
@@ -301,7 +279,7 @@ class Settings:
         values = dataclasses.asdict(self)
         for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
-        values["model"] = {"preset": self.model.preset, **dataclasses.asdict(self.model.config())}
+        values["model"] = identity_of(self.model)
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:
             values["wafer"] = {"off": True}

@@ -23,7 +23,8 @@ from rich.progress import track
 from rich.table import Table
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import GPT2Config
+from models.transformer import Decoder
 from wsejax.hardware import system_of
 from wsejax.training.state import init_train_state, make_train_step, next_token_loss, split_model
 
@@ -67,15 +68,15 @@ class Row:
 
 def measure(settings: Settings, layers: int) -> Row:
     """Count, and train for a few steps, a GPT of so many layers."""
-    config = GPTConfig(context=settings.context, layers=layers, heads=4, width=settings.width, remat=True)
+    config = GPT2Config(context=settings.context, layers=layers, heads=4, width=settings.width, remat="full")
     wafer = wse.Wafer(wse.WSE3.scaled(*settings.pes), tiles=settings.tiles, devices=(1, 1))
     cluster = wse.Cluster(wafer)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
     def build() -> Any:
-        return init_train_state(split_model(GPT(config, rngs=nnx.Rngs(0)))[1], tx, seed=0)
+        return init_train_state(split_model(Decoder(config, rngs=nnx.Rngs(0)))[1], tx, seed=0)
 
-    apply, _ = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
+    apply, _ = split_model(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     loss = lambda p, batch, key=None: next_token_loss(apply(p, batch["tokens"], key), batch["targets"])
     step = make_train_step(loss, tx, stochastic=False)
     shapes = jax.eval_shape(build)

@@ -1,4 +1,4 @@
-"""The GPT of `models.gpt` and its training step in PyTorch eager, to compare host time with.
+"""The GPT-2 of `models.gpt2` and its training step in PyTorch eager, to compare host time with.
 
 The same shapes and mathematics: learned positions, pre-norm, tanh gelu, causal attention, tied head, AdamW, clipping by global norm.
 Where eager PyTorch has a faster form than the literal one (fused attention, fused AdamW), the twin takes it.
@@ -53,11 +53,11 @@ class Twin(nn.Module):
 
 
 def twin_of(params: dict[str, Any], *, heads: int) -> Twin:
-    """The twin holding copies of the weights of a `models.gpt.GPT` (its nested dict of arrays, layers stacked)."""
-    vocab, width = params["token_embed"]["embedding"].shape
+    """The twin holding copies of the weights of a GPT-2 of `models` (its nested dict of arrays, layers stacked)."""
+    vocab, width = params["tokens"]["embedding"].shape
     blocks = params["blocks"]
-    layers = blocks["up"]["kernel"].shape[0]
-    twin = Twin(vocab=vocab, context=params["position_embed"]["embedding"].shape[0], layers=layers, width=width, heads=heads)
+    layers = blocks["mlp"]["up"]["kernel"].shape[0]
+    twin = Twin(vocab=vocab, context=params["positions"]["embedding"].shape[0], layers=layers, width=width, heads=heads)
 
     def fill(target: torch.Tensor, source: Any) -> None:
         array = np.array(source)  # a copy: the flax weights stay as they are
@@ -68,14 +68,17 @@ def twin_of(params: dict[str, Any], *, heads: int) -> Twin:
         fill(norm.bias, bias)
 
     with torch.no_grad():
-        fill(twin.tokens.weight, params["token_embed"]["embedding"])
-        fill(twin.positions.weight, params["position_embed"]["embedding"])
-        fill_norm(twin.norm, params["final_norm"]["scale"], params["final_norm"]["bias"])
+        fill(twin.tokens.weight, params["tokens"]["embedding"])
+        fill(twin.positions.weight, params["positions"]["embedding"])
+        fill_norm(twin.norm, params["norm"]["scale"], params["norm"]["bias"])
+        attention, mlp = blocks["attention"], blocks["mlp"]
+        beside = lambda leaf, axis: np.stack([np.asarray(attention[x][leaf]) for x in "qkv"], axis)  # [q k v] inside the heads
+        fused = {"kernel": beside("kernel", -2), "bias": beside("bias", -2)}
+        linears = {"qkv": fused, "out": attention["out"], "up": mlp["up"], "down": mlp["down"]}
         for n, block in enumerate(twin.blocks):
             assert isinstance(block, Block)
             for name in ("norm1", "norm2"):
                 fill_norm(getattr(block, name), blocks[name]["scale"][n], blocks[name]["bias"][n])
-            linears = {"qkv": blocks["attention"]["qkv"], "out": blocks["attention"]["out"], "up": blocks["up"], "down": blocks["down"]}
             for name, weights in linears.items():
                 linear: nn.Linear = getattr(block, name)
                 # flax keeps (in ..., out ...), PyTorch (out, in)

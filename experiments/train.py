@@ -1,4 +1,4 @@
-"""Train a GPT on an emulated wafer: `python -m experiments.train --help`.
+"""Train a language model on an emulated wafer: `python -m experiments.train --help`.
 
 The folder given by --out gets config.json, manifest.jsonl, metrics.jsonl, loss.png, wafer.png, audit.txt, sample.txt
 and checkpoints/. The same command again goes on from the newest good checkpoint, as if the run had never stopped.
@@ -23,11 +23,9 @@ import jax
 import numpy as np
 import optax
 import tyro
-from flax import nnx
 from rich.console import Console
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training import distributed
 from wsejax.training.checkpoint import Checkpoints
@@ -47,8 +45,6 @@ from wsejax.training.state import (
     abstract_like,
     init_train_state,
     make_train_step,
-    next_token_loss,
-    split_model,
 )
 from wsejax.training.tether import tether
 
@@ -57,6 +53,7 @@ from .recorder import Recorder, progress_bar
 from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
 from .supervise import refuse, report_end, run_supervised
+from .task import Task, task_of
 
 PROMPT = b"def "
 
@@ -66,22 +63,18 @@ class Run:
     """A checked configuration and what it stands for; making one writes nothing."""
 
     settings: Settings
-    config: GPTConfig
+    task: Task
     corpus: Corpus
     wafer: wse.Wafer | None
     tx: optax.GradientTransformation
-    apply: Callable[..., Any]
     identity: dict[str, Any]
     deaths: tuple[Death, ...] = ()
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the default device."""
 
-        def build() -> TrainState:
-            _, params = split_model(GPT(self.config, rngs=nnx.Rngs(self.settings.seed)))
-            return init_train_state(params, self.tx, seed=self.settings.seed)
-
-        return jax.jit(build)()
+        seed = self.settings.seed
+        return jax.jit(lambda: init_train_state(self.task.init(seed), self.tx, seed=seed))()
 
     @cached_property
     def abstract_state(self) -> TrainState:
@@ -92,27 +85,23 @@ class Run:
     def held_out(self) -> list[Batch]:
         """The validation batches."""
         settings = self.settings
-        return validation_batches(self.corpus, batch_size=settings.batch, batches=settings.eval_batches)
-
-    def loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
-        """Mean loss of a batch in nats per byte; a key turns dropout on."""
-        return next_token_loss(self.apply(params, batch["tokens"], key), batch["targets"])
+        return validation_batches(self.corpus, batch_size=settings.batch, batches=settings.eval_batches, maker=self.task.maker)
 
 
 def prepare(settings: Settings) -> Run:
     """Check everything that can be wrong before anything is written. Raises ValueError, OSError or MemoryError for
     the user to read."""
     settings.check()
-    config = settings.model.config()
+    task = task_of(settings.model)
     require_host_memory(
-        training_bytes(config, settings.batch),
-        f"training {config.parameter_count:,} parameters with batches of {settings.batch} x {config.context}",
+        training_bytes(task, settings.batch),
+        f"training {task.parameter_count:,} parameters with batches of {settings.batch} x {task.config.context}",
         available_bytes=available_host_bytes(),
     )
     wafer = settings.wafer.build(settings.cluster.groups, distributed.process_count())
     if wafer is not None:
         settings.cluster.build(wafer)  # refuses what does not fit
-    corpus = load_corpus(settings.data, context=config.context)
+    corpus = load_corpus(settings.data, context=task.config.context)
     identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
     if wafer is not None:
         identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
@@ -123,17 +112,17 @@ def prepare(settings: Settings) -> Run:
     if check_run_directory(settings.out, identity) and wafer is not None:
         past = history(settings.out)
         wafer = wafer.kill(past.pes, past.links)
-    apply, _ = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
-    return Run(settings, config, corpus, wafer, settings.optimiser.build(settings.steps), apply, identity, deaths)
+    return Run(settings, task, corpus, wafer, settings.optimiser.build(settings.steps), identity, deaths)
 
 
-def training_bytes(config: GPTConfig, batch: int) -> int:
+def training_bytes(task: Task, batch: int) -> int:
     """Host memory of a training step, roughly: float32 parameters, gradients and two moments, and the activations
     kept for the backward pass (some 24 width-sized arrays and 3 score matrices a block, or the block's input alone
     where it is recomputed; the logits thrice)."""
-    block = 24 * config.width + 3 * config.heads * config.context
-    kept = config.layers * config.width + block if config.remat else config.layers * block
-    return 16 * config.parameter_count + 4 * batch * config.context * (kept + 3 * config.vocab_size)
+    config = task.config
+    layers, block = config.layers + getattr(config, "decoder_layers", 0), 24 * config.width + 3 * config.heads * config.context
+    kept = layers * config.width + block if config.remat != "none" else layers * block
+    return 16 * task.parameter_count + 4 * batch * config.context * (kept + 3 * config.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ class Machine:
 def train_step(run: Run) -> Callable[..., Any]:
     """One step of the run, as a pure function of state and batch."""
     rate = run.settings.optimiser.schedule(run.settings.steps)
-    return make_train_step(run.loss, run.tx, learning_rate=rate, stochastic=run.config.dropout > 0)
+    return make_train_step(run.task.training_loss, run.tx, learning_rate=rate, stochastic=run.task.stochastic)
 
 
 def on_machine(run: Run, *, compiled: bool = False) -> Machine:
@@ -166,7 +155,7 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return Machine(
             jax.jit(step, donate_argnums=0),
-            jax.jit(run.loss),
+            jax.jit(run.task.loss),
             device,
             device,
             device,
@@ -175,7 +164,7 @@ def on_machine(run: Run, *, compiled: bool = False) -> Machine:
         )
     target, execution = run.settings.cluster.build(run.wafer), run.settings.cluster.execution
     streamed: dict[str, Any] = {} if target is run.wafer else {"streamed_argnums": 0, "execution": execution}
-    on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.loss, target, **streamed)
+    on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.task.loss, target, **streamed)
     lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
     lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
     params_shardings, held_out_shardings = lowered_evaluate.in_shardings
@@ -214,7 +203,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     def say(message: str) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings)
+    batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings, run.held_out[0], run.task.maker)
     program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
     manifest = Provenance(folder, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, folder)
@@ -237,7 +226,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
         log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
         manifest.started(start)
         progress = stack.enter_context(progress_bar(console))
-        recorder = Recorder(settings, settings.batch * run.config.context, log, progress, start)
+        recorder = Recorder(settings, settings.batch * run.task.config.context, log, progress, start)
         step = saved = start
         while step < settings.steps and not stop.asked:
             if died := watch.due(step, run.wafer):
@@ -288,21 +277,26 @@ def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainSt
     return step
 
 
+def sample(run: Run, params: Any) -> str:
+    """Text that a causal model goes on with; of others a validation window with its gaps, and with what the model puts there."""
+    task, settings = run.task, run.settings
+    if not task.maker:
+        made = continue_text(
+            task.apply, params, PROMPT, count=settings.sample_bytes, context=task.config.context, seed=settings.seed
+        )  # fmt: skip
+        return made.decode("utf-8", "replace")
+    batch = run.held_out[0]
+    logits = jax.jit(task.apply)(jax.device_put(jax.device_get(params), jax.devices()[0]), *task.objective.inputs(batch))
+    return "\n".join(part.decode("utf-8", "replace") for part in task.objective.filled(logits, batch))
+
+
 def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
     """Write the sample and the picture of the loss, and say where everything is."""
     out = run.settings.out
     params = distributed.fetch(state.params)
     if not distributed.is_first():
         return
-    written = continue_text(
-        run.apply,
-        params,
-        PROMPT,
-        count=run.settings.sample_bytes,
-        context=run.config.context,
-        seed=run.settings.seed,
-    )
-    text = written.decode("utf-8", "replace")
+    text = sample(run, params)
     write_atomically(out / "sample.txt", text + "\n")
     if log.rows:  # else somebody removed them, which was said
         plot_loss(log.rows, out / "loss.png")
@@ -358,7 +352,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         distributed.agree("configuration, code or data", facts(run.identity, run.corpus.digest, run.wafer and run.wafer.defects.digest))
         console = Console(quiet=not distributed.is_first())
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
-        size = f"{run.config.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
+        size = f"{run.task.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
         return refuse(error)

@@ -42,8 +42,8 @@ class EncoderConfig:
     remat: Remat = "none"
     scan: bool = True
     query_block: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "layers", "width", "heads", "segments"):

@@ -77,6 +77,34 @@ class Family:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(config)))
 
 
+def resized(config: Any, **sizes: Any) -> Any:
+    """The configuration with other fields, and what follows from its sizes in the same proportions as before where it is not given.
+
+    Raises:
+      ValueError: sizes that do not fit together, or a field that there is not.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(sizes) - known):
+        raise ValueError(f"{', '.join(unknown)}: {type(config).__name__} has no such field; it has {', '.join(sorted(known))}")
+    was = {name: getattr(config, name, None) for name in ("width", "heads", "head_width", "kv_heads", "ffn_width", "rotary", "layers")}
+    width, heads, more = sizes.get("width", was["width"]), sizes.get("heads", was["heads"]), {}
+    if was["head_width"] is not None:
+        usual = was["head_width"] * was["heads"] == was["width"]
+        more["head_width"] = None if usual else max(1, was["head_width"] * width * was["heads"] // (was["width"] * heads))
+    if was["kv_heads"] is not None:
+        kv_heads = max(1, was["kv_heads"] * heads // was["heads"])
+        more["kv_heads"] = next((n for n in range(kv_heads, 0, -1) if heads % n == 0), 1)
+    if was["ffn_width"] is not None:
+        more["ffn_width"] = max(1, was["ffn_width"] * width // was["width"])
+    if was["rotary"] is not None:
+        new = sizes.get("head_width") or more["head_width"] or width // heads
+        turned = max(2, was["rotary"].width * new // was["head_width"] // 2 * 2)
+        more["rotary"] = dataclasses.replace(was["rotary"], width=turned)
+    if getattr(config, "decoder_layers", None) == was["layers"]:
+        more["decoder_layers"] = None
+    return dataclasses.replace(config, **{**more, **sizes})
+
+
 @functools.lru_cache(maxsize=64)
 def _parts(module: Callable[..., Any], config: Any) -> tuple[Any, Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))), nnx.Param, ...)

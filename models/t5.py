@@ -51,8 +51,8 @@ class T5Config:
     remat: Remat = "none"
     scan: bool = True
     query_block: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         fill = lambda name, value: object.__setattr__(self, name, value) if getattr(self, name) is None else None

@@ -75,8 +75,8 @@ class DecoderConfig:
     remat: Remat = "none"
     scan: bool = True  # one compiled block run `layers` times; False unrolls
     query_block: int | None = None  # queries whose scores exist at a time; None: all
-    dtype: Any = jnp.float32  # of activations; norms' statistics, softmax and logits are float32
-    param_dtype: Any = jnp.float32
+    dtype: str = "float32"  # of activations; norms' statistics, softmax and logits are float32
+    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         fill = lambda name, value: object.__setattr__(self, name, value) if getattr(self, name) is None else None

@@ -31,18 +31,16 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from flax import nnx
 from IPython.display import Markdown
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import FAMILY, GPT2Config
 from wsejax.training import (
     Death,
     init_train_state,
     load_corpus,
     make_train_step,
     next_token_loss,
-    split_model,
     survive,
     train_batches,
     validation_batches,
@@ -61,19 +59,18 @@ STEPS, KILL_AT = 60, 30
 # not, rounding grows from step to step on any machine, and no two of them agree.)
 
 # %%
-config = GPTConfig(vocab_size=256, context=64, layers=2, heads=4, width=64)
+config = GPT2Config(vocab_size=256, context=64, layers=2, heads=4, width=64)
 corpus = load_corpus(context=config.context)
 schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, 10, STEPS, 4e-4)
 optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
-apply, _ = split_model(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
 
 
 def loss(params, batch, key=None):
-    return next_token_loss(apply(params, batch["tokens"], key), batch["targets"])
+    return next_token_loss(FAMILY.apply(config, params, batch["tokens"], key), batch["targets"])
 
 
 def new_state():
-    return init_train_state(split_model(GPT(config, rngs=nnx.Rngs(0)))[1], optimiser, seed=0)
+    return init_train_state(FAMILY.init(config, jax.random.key(0)), optimiser, seed=0)
 
 
 initial = jax.tree.map(np.asarray, jax.jit(new_state)())
@@ -81,7 +78,7 @@ train_step = make_train_step(loss, optimiser, stochastic=False)
 batches = train_batches(corpus, batch_size=16, seed=0)
 batches = [next(batches) for _ in range(STEPS)]
 held_out = validation_batches(corpus, batch_size=16, batches=1)[0]
-print(f"{config.parameter_count:,} parameters, {len(corpus.tokens):,} bytes of text")
+print(f"{FAMILY.parameters(config):,} parameters, {len(corpus.tokens):,} bytes of text")
 
 # %% [markdown]
 # ## Three machines
@@ -165,7 +162,7 @@ assert same_losses and same_bits and worst < 1e-4 and plain[-1] < plain[0] - 1 a
 Markdown(
     f"""The model learns: {plain[0]:.2f} nats a byte before the first step, {unseen:.2f} on text it has not seen after {STEPS}.
 A wafer with {broken.defects.dead_pe_count} dead PEs that loses {len(death.pes)} more on the way gives the same bits
-as a perfect one: all {STEPS} losses and all {config.parameter_count:,} parameters. Against plain JAX no loss differs by more
+as a perfect one: all {STEPS} losses and all {FAMILY.parameters(config):,} parameters. Against plain JAX no loss differs by more
 than {worst:.0e}, which is the order of sums.
 A death costs one recompilation and a move of the state, and no step is done twice."""
 )

@@ -17,12 +17,11 @@ import tyro
 
 import wsejax as wse
 from models import presets
-from models.gpt import PRESETS
 from wsejax.cli import command as command_line
 from wsejax.cli import main
 from wsejax.cli.command import COMMANDS
 from wsejax.cli.output import plain, with_unit
-from wsejax.cli.programs import ProgramArguments, shape_of
+from wsejax.cli.programs import SMALL, ProgramArguments, shape_of
 from wsejax.cost.compare import compare
 from wsejax.cost.estimate import fits
 from wsejax.cost.table import published
@@ -125,7 +124,7 @@ def test_the_audit_is_that_of_wse(capsys, program):
 def test_the_audit_of_a_preset_is_that_of_its_train_step(capsys):
     text, data = asked(capsys, "audit", "tiny", "--batch", "4", "--seq", "32")
     assert data["clean"] and data["program"] == "tiny, 4 x 32 tokens, train step"
-    assert "models/gpt.py" in text  # source lines are those of the model
+    assert "models/attention.py" in text  # source lines are those of the model
     forward = ProgramArguments("tiny", task="forward", batch=4, seq=32).lowered()[1].audit()
     assert 0 < forward.to_dict()["link_bytes"] < data["link_bytes"]
 
@@ -219,7 +218,7 @@ def test_every_command_knows_the_same_models(capsys, name: str):
     listed = {one["name"]: one for one in asked(capsys, "models")[1]["models"]}
     _, data = asked(capsys, "fit", name)
     assert listed[name.lower()]["parameters"] == data["parameters"]
-    assert set(listed) >= set(presets.names()) | set(PRESETS)
+    assert set(listed) >= set(presets.names()) | set(SMALL)
 
 
 @pytest.mark.parametrize("systems", [(), ("cs3", "16xcs3", "64xh100")])

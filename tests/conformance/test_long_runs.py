@@ -66,15 +66,16 @@ def test_a_checkpoint_gives_the_same_logits_on_another_wafer_and_in_plain_flax(t
         import json, sys
         import jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
         from flax import nnx
-        from models.gpt import GPT, GPTConfig
-        config = GPTConfig(layers=2, width=128)
+        from models.gpt2 import GPT2Config
+        from models.transformer import Decoder
+        config = GPT2Config(layers=2, width=128)
         path = {str(tmp_path / "a" / "checkpoints" / "6" / "state")!r}
         with ocp.StandardCheckpointer() as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
             here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), shapes)
             params = checkpointer.restore(path, target)["params"]
-        graph, state = nnx.split(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))
+        graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
         nnx.replace_by_pure_dict(state, params)
         tokens = jnp.arange(8 * 128, dtype=jnp.int32).reshape(8, 128) % 251
         assert not any(name.split(".")[0] == "wsejax" for name in sys.modules)

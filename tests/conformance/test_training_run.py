@@ -11,10 +11,12 @@ import pytest
 from flax import nnx
 
 import wsejax as wse
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import GPT2Config
+from models.transformer import Decoder
 from wsejax.training import init_train_state, make_train_step, next_token_loss, split_model
 
-CONFIG = GPTConfig(vocab_size=64, context=16, layers=2, heads=4, width=32, dropout=0.1, remat=True)
+DROPOUT = {"dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}
+CONFIG = GPT2Config(vocab_size=64, context=16, layers=2, heads=4, width=32, remat="full", **DROPOUT)
 STEPS = 8
 
 pytestmark = pytest.mark.slow  # four compilations of a train step
@@ -24,7 +26,7 @@ DEFECTS = wse.DefectMap.uniform(SPEC, dead_pe_fraction=0.05, seed=1)
 
 @functools.cache
 def parts():
-    model = jax.jit(lambda: GPT(CONFIG, rngs=nnx.Rngs(0)))()
+    model = jax.jit(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0)))()
     apply, params = split_model(model)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 3, 50)))
     step = make_train_step(lambda p, b, key: next_token_loss(apply(p, b["inputs"], key), b["targets"]), tx)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from experiments.settings import ClusterSettings, ModelSettings, OptimiserSettings, Settings, WaferSettings
-from models.gpt import PRESETS
+from models.families import FAMILIES, find
 
 
 def test_identity_is_json_and_follows_every_setting_that_changes_numbers_or_files():
@@ -37,15 +37,45 @@ def test_identity_is_json_and_follows_every_setting_that_changes_numbers_or_file
 def test_flags_without_effect_are_not_part_of_the_identity():
     off = [Settings(wafer=WaferSettings(off=True, rows=rows)).identity() for rows in (32, 64)]
     assert off[0] == off[1]
-    tiny = PRESETS["tiny"]
+    _, tiny = find("gpt2:tiny")
     spelled = Settings(model=ModelSettings(layers=tiny.layers, heads=tiny.heads))
     assert spelled.identity() == Settings().identity(), "a preset's own value, spelled out, is the same run"
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
-def test_the_model_is_the_preset_with_overrides_over_bytes(preset):
-    config = ModelSettings(preset=preset, layers=3, dropout=0.1).config()
-    assert config == dataclasses.replace(PRESETS[preset], layers=3, dropout=0.1, vocab_size=256, context=128)
+@pytest.mark.parametrize("name", [f"{family}:{preset}" for family, f in FAMILIES.items() for preset in list(f.presets)[:2]])
+def test_the_model_is_the_preset_with_overrides_over_bytes(name):
+    family, preset = find(name)
+    config = ModelSettings(name=name, layers=3, dropout=0.1).config()
+    assert config.vocab_size == {"decoder": 256, "encoder": 257, "encoder-decoder": 262}[family.kind] and config.stochastic
+    kept = {
+        "width",
+        "heads",
+        "kv_heads",
+        "head_width",
+        "ffn_width",
+        "rotary",
+        "window",
+        "experts",
+        "activation",
+        "gated",
+        "tied",
+        "norm_epsilon",
+    }
+    given = {"layers": 3, "dropout": 0.1, "context": 128} | {f: getattr(preset, f) for f in kept if hasattr(preset, f)}
+    assert given == {field: getattr(config, field) for field in given}
+
+
+def test_other_sizes_keep_a_presets_proportions():
+    config = ModelSettings(name="llama:3-8b", width=256, heads=8, set=("window=None",)).config()
+    assert (config.kv_heads, config.head_width, config.ffn_width, config.rotary.width) == (2, 32, 896, 32)
+    config = ModelSettings(name="gpt_neox:20b", width=128, heads=4).config()
+    assert (config.head_width, config.rotary.width, config.kv_heads) == (32, 8, 4)
+    with pytest.raises(ValueError, match="windows: LlamaConfig has no such field"):
+        ModelSettings(name="llama", set=("windows=3",)).config()
+    with pytest.raises(ValueError, match=r"--model\.set window: give FIELD=VALUE"):
+        ModelSettings(name="llama", set=("window",)).config()
+    with pytest.raises(ValueError, match="no family 'lama', perhaps 'llama'"):
+        ModelSettings(name="lama").config()
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_help_explains_and_a_typo_suggests(capsys):
         main(["--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--out", "--wafer.dead-pe-fraction", "--wafer.tiles", "--optimiser.learning-rate", "--model.preset"):
+    for flag in ("--out", "--wafer.dead-pe-fraction", "--wafer.tiles", "--optimiser.learning-rate", "--model", "--model.set"):
         assert flag in text
     with pytest.raises(SystemExit) as leaving:
         main(["--wafer.dead-pe-fracton", "0.1"])

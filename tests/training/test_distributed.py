@@ -122,7 +122,7 @@ class Held:
 def test_rows_that_a_process_needs():
     assert rows_here(Held(((slice(2, 4), slice(None)), (slice(2, 4), slice(0, 3)), (slice(6, 8),))), (8, 5)).tolist() == [2, 3, 6, 7]
     assert rows_here(Held(((),)), (3,)).tolist() == [0, 1, 2]
-    share = Share.of({"a": Held(((slice(4, 6),),)), "b": Held(((slice(0, 2),),))}, (8, 2))
+    share = Share.of({"a": Held(((slice(4, 6),),)), "b": Held(((slice(0, 2),),))}, {"a": np.zeros((8, 2)), "b": np.zeros((8, 3))})
     assert share.rows.tolist() == [0, 1, 4, 5]
 
 
@@ -132,7 +132,7 @@ def test_what_processes_put_together_is_what_one_puts_down(spec, monkeypatch):
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     whole = np.arange(32, dtype=np.int32).reshape(8, 4)
     expected = jax.device_put(whole, sharding)
-    share = Share.of({"a": sharding}, whole.shape)
+    share = Share.of({"a": sharding}, {"a": whole})
     monkeypatch.setattr("wsejax.training.shares.process_count", lambda: 2)  # the path of several, with all devices at hand
     for found in (share.spread({"a": whole})["a"], lay_out({"a": whole}, {"a": sharding})["a"], lay_out(whole, sharding)):
         assert found.sharding == expected.sharding and np.array_equal(found, expected)

@@ -168,8 +168,8 @@ def dimensions(model: str) -> dict[str, Any]:
         try:
             return dict(presets.find(model))
         except ValueError as error:
-            if (own := _small_gpt(model)) is not None:
-                return _dimensions_of(model.lower(), own)
+            if (own := family_preset(model)) is not None:
+                return _dimensions_of(model.lower(), *own)
             raise ValueError(f"{error}; `wsejax models` lists all {len(published_models())}") from None
     if not Path(model).is_file():
         raise FileNotFoundError(f"{model}: no such file; give a JSON file of dimensions, or a published model by its name")
@@ -186,18 +186,39 @@ def dimensions(model: str) -> dict[str, Any]:
 
 def published_models() -> list[str]:
     """Names that `llm` knows: the small GPTs that train here, and what others have published."""
-    return [*model_file("gpt").PRESETS, *model_file("presets").names()]
+    return [*SMALL, *model_file("presets").names()]
 
 
-def _small_gpt(model: str) -> Any:
-    """The configuration of `models.gpt` by that name, in any case; None if there is none."""
-    return model_file("gpt").PRESETS.get(model.lower())
+SMALL = {"tiny": "gpt2:tiny", "small": "gpt2:small"}
 
 
-def _dimensions_of(name: str, config: Any) -> dict[str, Any]:
-    """Of a `GPTConfig`: an MLP of four widths, and the head tied to the table."""
-    same = {field: getattr(config, field) for field in ("layers", "width", "heads", "head_width", "vocab_size", "context")}
-    return {"name": name, **same, "kv_heads": config.heads, "ffn_width": 4 * config.width, "gated": False, "tied": True}
+def family_preset(model: str) -> tuple[Any, Any] | None:
+    """(family, configuration) of "family:preset", or of a small GPT by its short name; None for what is neither.
+
+    Raises:
+      ValueError: a preset that the family has not.
+    """
+    name = SMALL.get(model.lower(), model.lower())
+    return model_file("families").find(name) if ":" in name else None
+
+
+def _dimensions_of(name: str, family: Any, config: Any) -> dict[str, Any]:
+    """Of a decoder or an encoder of one kind of MLP, as `LLM` has them."""
+    if family.kind == "encoder-decoder" or getattr(config, "experts", 0):
+        raise ValueError(f"{name}: mixtures of experts and encoder-decoders have no such dimensions; `wsejax audit` and `cost` take them")
+    sizes = {field: getattr(config, field) for field in ("layers", "width", "heads", "ffn_width", "vocab_size", "context")}
+    heads = {
+        "kv_heads": getattr(config, "kv_heads", config.heads),
+        "head_width": getattr(config, "head_width", config.width // config.heads),
+    }
+    return {
+        "name": name,
+        **sizes,
+        **heads,
+        "gated": getattr(config, "gated", False),
+        "tied": config.tied,
+        "causal": family.kind == "decoder",
+    }
 
 
 def llm(model: str) -> LLM:
@@ -213,9 +234,11 @@ def _model(by: ProgramArguments) -> Asked:
 
     from wsejax.training.state import split_model
 
-    gpt = model_file("gpt")
-    if (config := _small_gpt(by.program)) is not None:
-        build, longest = (lambda: gpt.GPT(config, rngs=nnx.Rngs(0))), config.context
+    if (found := family_preset(by.program)) is not None:
+        family, config = found
+        if family.kind != "decoder":
+            raise ValueError(f"{by.program}: is no decoder, and there is no other program to lower; train it with experiments.train")
+        build, longest = (lambda: family.build(config, nnx.Rngs(0))), config.context
     else:
         one = llm(by.program)
         if not one.causal:

@@ -11,7 +11,7 @@ import dataclasses
 import glob
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _NOT_LIBRARY = {"__pycache__", "site-packages", "dist-packages", "test", "tests"
 _NOT_LIBRARY |= {"ensurepip", "encodings", "pydoc_data"}
 
 Batch = dict[str, Int32[np.ndarray, "batch time"]]
+BatchMaker = Callable[[UInt8[np.ndarray, "batch time"], Int64[np.ndarray, " batch"]], Any]
 
 
 @dataclass(frozen=True)
@@ -211,28 +212,38 @@ def as_batch(windows: UInt8[np.ndarray, "batch time"]) -> Batch:
     return {"tokens": windows[:, :-1].astype(np.int32), "targets": windows[:, 1:].astype(np.int32)}
 
 
-def train_batches(corpus: Corpus, *, batch_size: int, seed: int, rows: Int64[np.ndarray, " rows"] | None = None) -> grain.DatasetIterator:
+def train_batches(
+    corpus: Corpus, *, batch_size: int, seed: int, rows: Int64[np.ndarray, " rows"] | None = None, maker: BatchMaker | None = None
+) -> grain.DatasetIterator:
     """An endless iterator of batches, every epoch in an order of its own that depends on `seed` alone.
 
     `get_state()` is a small dict of plain numbers; `set_state()` of it on a fresh iterator continues with the very
     next batch. rows: read only these of every batch; the batches and the state are the same whichever they are.
+    maker: makes a batch from windows and a seed for each, which differs from epoch to epoch; None: `as_batch`.
     """
     chosen = slice(None) if rows is None else rows
 
-    def read(starts: Int64[np.ndarray, " batch"]) -> Batch:
-        return as_batch(np.stack([corpus.window(int(start)) for start in starts[chosen]]))
+    def read(drawn: Any) -> Batch:
+        starts, seeds = (drawn, None) if maker is None else drawn
+        windows = np.stack([corpus.window(int(start)) for start in starts[chosen]])
+        return as_batch(windows) if maker is None else maker(windows, seeds[chosen])
 
     source: Any = corpus.train_starts  # grain reads items by number, which is what an array gives
-    dataset = grain.MapDataset.source(source).shuffle(seed).repeat().batch(batch_size).map(read)
+    dataset = grain.MapDataset.source(source).shuffle(seed).repeat()
+    if maker is not None:
+        dataset = dataset.random_map(lambda start, random: (start, random.integers(2**62)), seed=seed)
+    dataset = dataset.batch(batch_size).map(read)
     # slicing an array in memory is too cheap for reader threads, and there are few cores
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
-def validation_batches(corpus: Corpus, *, batch_size: int, batches: int) -> list[Batch]:
+def validation_batches(corpus: Corpus, *, batch_size: int, batches: int, maker: BatchMaker | None = None) -> list[Batch]:
     """The same batches every time: windows spread evenly over the validation documents. Fewer where the text has
-    fewer, but at least one full batch, which repeats windows if it must."""
+    fewer, but at least one full batch, which repeats windows if it must. maker: as for `train_batches`."""
     starts = corpus.validation_starts
     batches = max(1, min(batches, len(starts) // batch_size))
     picks = np.linspace(0, len(starts), batches * batch_size, endpoint=False).astype(np.int64)
     windows = np.stack([corpus.window(int(start)) for start in starts[picks]])
-    return [as_batch(part) for part in np.split(windows, batches)]
+    if maker is None:
+        return [as_batch(part) for part in np.split(windows, batches)]
+    return [maker(part, seeds) for part, seeds in zip(np.split(windows, batches), np.split(np.arange(len(windows)), batches), strict=True)]

@@ -22,20 +22,21 @@ def rows_here(sharding: Sharding, shape: tuple[int, ...]) -> Int64[np.ndarray, "
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of batches whose arrays are all of `shape`, laid out as `shardings` (a pytree like a batch) say.
+    """This process's part of batches of so many rows, laid out as `shardings` (a pytree like a batch) say.
 
     rows: those that its devices need; where the layout does not split rows, all of them.
     """
 
     rows: Int64[np.ndarray, " rows"]
     shardings: PyTree
-    shape: tuple[int, ...]
+    batch_size: int
 
     @classmethod
-    def of(cls, shardings: PyTree, shape: tuple[int, ...]) -> Share:
-        """The share of this process in such batches."""
-        needed = [rows_here(sharding, shape) for sharding in jax.tree.leaves(shardings)]
-        return cls(np.unique(np.concatenate(needed)), shardings, shape)
+    def of(cls, shardings: PyTree, shapes: PyTree) -> Share:
+        """The share of this process in batches of these `shapes` (a pytree of anything with a shape), which all have the same rows."""
+        leaves = jax.tree.leaves(shapes)
+        needed = [rows_here(sharding, x.shape) for sharding, x in zip(jax.tree.leaves(shardings), leaves, strict=True)]
+        return cls(np.unique(np.concatenate(needed)), shardings, leaves[0].shape[0])
 
     def spread(self, batch: PyTree) -> PyTree:
         """Global arrays from the rows of this process alone, in the order of `rows`. Nothing is sent."""
@@ -44,11 +45,11 @@ class Share:
     def _global_array(self, local: np.ndarray, sharding: Sharding) -> jax.Array:
         def block(index: tuple[slice, ...] | None) -> np.ndarray:
             rows, *others = index or (slice(None),)
-            start, stop, _ = rows.indices(self.shape[0])
+            start, stop, _ = rows.indices(self.batch_size)
             low, high = np.searchsorted(self.rows, (start, stop))
             return local[(slice(low, high), *others)]
 
-        return jax.make_array_from_callback(self.shape, sharding, block)
+        return jax.make_array_from_callback((self.batch_size, *local.shape[1:]), sharding, block)
 
 
 def lay_out(tree: PyTree, shardings: PyTree) -> PyTree:

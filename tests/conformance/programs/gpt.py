@@ -8,11 +8,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from models.gpt import GPT, GPTConfig
+from models.gpt2 import GPT2Config
+from models.transformer import Decoder
+
+DROPOUT = {"dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}
 
 
-def train(config: GPTConfig, batch: int):
-    graph, params = nnx.split(jax.jit(lambda: GPT(config, rngs=nnx.Rngs(0)))())
+def train(config: GPT2Config, batch: int):
+    graph, params = nnx.split(jax.jit(lambda: Decoder(config, rngs=nnx.Rngs(0)))())
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(1e-3, 3e-3, 3, 50), weight_decay=0.1))
 
     def step(state, tokens, key):
@@ -31,8 +34,14 @@ def train(config: GPTConfig, batch: int):
 
 
 def odd():
-    return train(GPTConfig(vocab_size=211, context=13, layers=2, heads=3, width=36, dropout=0.1, remat=True), batch=3)
+    return train(
+        GPT2Config(vocab_size=211, context=13, layers=2, heads=3, width=36, **DROPOUT, remat="full"),
+        batch=3,
+    )
 
 
 def even():
-    return train(GPTConfig(vocab_size=64, context=16, layers=2, heads=4, width=32, dropout=0.1, remat=True), batch=4)
+    return train(
+        GPT2Config(vocab_size=64, context=16, layers=2, heads=4, width=32, **DROPOUT, remat="full"),
+        batch=4,
+    )
