@@ -8,7 +8,6 @@ host's business, since it sees the text.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ def bucket(tokens: int, most: int) -> int:
 
 @dataclasses.dataclass(eq=False)
 class Program:
-    """A planned function, compiled when it is first called or asked for.
+    """A planned function, compiled when it is first called.
 
     Attributes:
       lowered: a `wsejax.compiler.Lowered` on a wafer, else JAX's.
@@ -44,16 +43,18 @@ class Program:
     lowered: Any
     kept: Lowered | None
     compile_seconds: float = 0.0
+    _compiled: Any = None
 
-    @functools.cached_property
-    def compiled(self) -> Any:
-        start = time.perf_counter()
-        made = self.lowered.compile()
-        self.compile_seconds = time.perf_counter() - start
-        return made
+    def compile(self) -> None:
+        """Compile it, unless that was done."""
+        if self._compiled is None:
+            start = time.perf_counter()
+            self._compiled = self.lowered.compile()
+            self.compile_seconds = time.perf_counter() - start
 
     def __call__(self, *args: Any) -> Any:
-        return self.compiled(*args)
+        self.compile()
+        return self._compiled(*args)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +73,11 @@ class Programs:
     seq: int
     slots: int
     state: PyTree
+
+    def compile(self) -> None:
+        """Compile what is not compiled yet."""
+        for program in (self.first, self.step):
+            program.compile()
 
     @property
     def cache_bytes(self) -> int:
@@ -132,7 +138,7 @@ class Generator:
         if before + max_new_tokens > context:
             what = "the token that an answer begins with" if apart else f"the longest prompt's {longest} tokens"
             raise ValueError(
-                f"max_new_tokens={max_new_tokens} after {what} is more than the model's context of {context}: give {context - before} or less"
+                f"max_new_tokens={max_new_tokens} after {what} is more than the context of {context}: give {context - before} or less"
             )
         slots = self._slots(before + max_new_tokens)
         return bucket(longest, context if apart else slots), slots
@@ -224,7 +230,7 @@ class Generator:
             raise ValueError(f"prompts has token {strange[0]}: the model's vocabulary has {self.model.vocab_size}, numbered from 0")
         stops = self.model.eos_tokens if stop_tokens is None else stop_tokens
         programs = self.programs(len(prompts), seq, slots)
-        programs.first.compiled, programs.step.compiled  # noqa: B018  not while the clock runs
+        programs.compile()  # not while the clock runs
         placed = jax.block_until_ready(jax.device_put(params, programs.layouts))
         return Generation(self, programs, placed, prompts, max_new_tokens, frozenset(stops), seed)
 
@@ -295,7 +301,7 @@ def _padded(prompts: Sequence[Sequence[int]], seq: int, pad: int) -> tuple[Int32
 
 
 def _seen(model: Model, prompts: Sequence[Sequence[int]]) -> Bool[np.ndarray, "batch vocab"]:
-    """What a penalty counts from the start: as in `transformers` the prompt, or of a model that reads it apart what the answer begins with."""
+    """What a penalty counts from the start, as in `transformers`: the prompt, or where that is read apart what the answer begins with."""
     seen = np.zeros((len(prompts), model.vocab_size), bool)
     for row, prompt in zip(seen, prompts, strict=True):
         row[list(prompt) if model.start_token is None else [model.start_token]] = True

@@ -43,8 +43,9 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Balanced:
-    """Keys and values balanced over the rows of tiles (`kernels.pe.kvcache`), for a cache of leaves k and v [layers, batch, slots, kv_heads,
-    head_width] and position [batch, slots]; other leaves stay as they are."""
+    """Keys and values balanced over the rows of tiles (`kernels.pe.kvcache`).
+
+    Of a cache these are k and v [layers, batch, slots, kv_heads, head_width] and position [batch, slots]; other leaves stay as they are."""
 
     wafer: Wafer
 

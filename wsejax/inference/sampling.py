@@ -69,16 +69,23 @@ def sample(logits: Float[Array, "batch vocab"], seen: Seen, keys: Key[Array, " b
       seen: needed for a repetition penalty.
       keys: one for each sequence, whose draw depends on nothing of the others; needed unless `how` is greedy.
     """
+    x = warped(logits, seen, how)
+    if how.greedy:
+        return jnp.argmax(x, axis=-1).astype(jnp.int32)
+    assert keys is not None
+    return jax.vmap(jax.random.categorical)(keys, x).astype(jnp.int32)
+
+
+def warped(logits: Float[Array, "batch vocab"], seen: Seen, how: Sampling) -> Float32[Array, "batch vocab"]:
+    """The logits that a token is drawn from: the softmax of these are its probabilities, and -inf is never drawn."""
     x = logits.astype(jnp.float32)
     if how.penalises:
         assert seen is not None
         x = jnp.where(seen, jnp.where(x > 0, x / how.repetition_penalty, x * how.repetition_penalty), x)
     if how.greedy:
-        return jnp.argmax(x, axis=-1).astype(jnp.int32)
-    assert keys is not None
+        return x
     x = (x - x.max(axis=-1, keepdims=True)) / how.temperature  # the best at 0, so that no temperature is too low
-    x = jnp.where(kept(x, how), x, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, x).astype(jnp.int32)
+    return jnp.where(kept(x, how), x, -jnp.inf)
 
 
 def kept(logits: Float32[Array, "batch vocab"], how: Sampling) -> Bool[Array, "batch vocab"]:

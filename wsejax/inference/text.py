@@ -163,8 +163,8 @@ class TextStream:
 
 
 def write(run: Generation, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
-    """Run to the end, and give text as it is made, as (number of the sequence, piece). A stop string ends its sequence; neither it nor a stop
-    token is part of the text.
+    """Run to the end, and give text as it is made, as (number of the sequence, piece). A stop string ends its sequence; neither it nor a
+    stop token is part of the text.
 
     Raises:
       ValueError: an empty stop string.
@@ -193,7 +193,7 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], vocab_size: int) -> list
     for n, tokens in enumerate(found):
         if tokens and max(tokens) >= vocab_size:
             raise ValueError(
-                f"prompt {n} has token {max(tokens)}: the tokenizer ({tokenizer.name}) has {tokenizer.size:,} tokens, the model a vocabulary "
-                f"of {vocab_size:,}; give the tokenizer that the model was trained with"
+                f"prompt {n} has token {max(tokens)}: the tokenizer ({tokenizer.name}) has {tokenizer.size:,} tokens, the model a "
+                f"vocabulary of {vocab_size:,}; give the tokenizer that the model was trained with"
             )
     return found
