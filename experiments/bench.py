@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wsejax as wse
+from models.gpt2 import FAMILY
 
 from .contenders import WAFERS, WHAT, Contender, MissingError, Workload, build, build_here
 from .op_profile import as_lines, profile
@@ -276,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = {"jax": jax.__version__, "python": platform.python_version(), "machine": platform.machine(), "cores": _cores()}
     console.print(
         f"GPT of {work.layers} layers, width {work.width}, {work.heads} heads, {work.vocab} tokens; batch {work.batch} x {work.sequence}; "
-        f"{work.config().parameter_count:,} parameters, float32, AdamW, clipping\n"
+        f"{FAMILY.parameters(work.config()):,} parameters, float32, AdamW, clipping\n"
         f"jax {about['jax']}, Python {about['python']}, {about['machine']}, {about['cores']} cores; {settings.rounds} rounds, in turn",
         highlight=False,
     )  # fmt: skip

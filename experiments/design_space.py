@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import wsejax as wse
-from models.decoder import DecoderConfig, abstract_train_step
+from models.decoder import abstract_train_step, decoder_config
 from models.presets import find
 from wsejax.cost.design import Step, on_area, price_step, step_of
 from wsejax.report import Sheet
@@ -57,7 +57,7 @@ class Settings:
 def lowered_step(name: str, batch: int, seq_len: int) -> wse.Lowered:
     """A training step in bfloat16, from shapes alone."""
     dims = find(name)
-    config = DecoderConfig.of({**dims, "context": max(seq_len, dims["context"])}, dtype=jnp.bfloat16)
+    config = decoder_config({**dims, "context": max(seq_len, dims["context"])}, dtype="bfloat16", param_dtype="bfloat16")
     step, state = abstract_train_step(config, optax.adamw(1e-4))
     wafer = wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1))
     tokens = jax.ShapeDtypeStruct((batch, seq_len + 1), jnp.int32)

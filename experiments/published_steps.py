@@ -21,7 +21,7 @@ import optax
 import scipy.optimize
 
 import wsejax as wse
-from models.decoder import DecoderConfig, abstract_train_step
+from models.decoder import abstract_train_step, decoder_config
 from models.presets import find
 from wsejax.cost.training import Streaming
 from wsejax.report import Sheet
@@ -56,7 +56,7 @@ def _lowered(id: str, machine: wse.Wafer | wse.Cluster, **options: Any) -> wse.L
     """The training step of a run in bfloat16, by AdamW, every layer recomputed in the backward pass."""
     run = RUNS[id]
     dims = find(run.model)
-    config = DecoderConfig.of({**dims, "context": max(run.seq_len, dims["context"])}, dtype=jnp.bfloat16)
+    config = decoder_config({**dims, "context": max(run.seq_len, dims["context"])}, dtype="bfloat16", param_dtype="bfloat16")
     step, state = abstract_train_step(config, optax.adamw(1e-4))
     tokens = jax.ShapeDtypeStruct((run.batch, run.seq_len + 1), jnp.int32)
     return wse.jit(step, machine, donate_argnums=0, **options).lower(state, tokens)

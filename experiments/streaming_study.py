@@ -21,7 +21,7 @@ import optax
 from rich.console import Console
 
 import wsejax as wse
-from models.decoder import DecoderConfig, abstract_train_step
+from models.decoder import abstract_train_step, decoder_config
 from models.presets import find
 from wsejax.cost.estimate import MEASURED_SHARE_OF_PEAK
 from wsejax.cost.scaling import published_scaling, scaling, step_least_tokens, streamed_step
@@ -87,7 +87,7 @@ def sweep(name: str, weight_bytes: float, points: int) -> list[dict[str, Any]]:
 def streamed_program(name: str, batch: int, seq_len: int) -> wse.Lowered:
     """A training step in bfloat16 whose state streams, from shapes alone."""
     dims = find(name)
-    config = DecoderConfig.of({**dims, "context": max(seq_len, dims["context"])}, dtype=jnp.bfloat16)
+    config = decoder_config({**dims, "context": max(seq_len, dims["context"])}, dtype="bfloat16", param_dtype="bfloat16")
     step, state = abstract_train_step(config, optax.adamw(1e-4))
     cluster = wse.Cluster(wse.Wafer(wse.WSE3, tiles=(16, 16), devices=(1, 1)))
     tokens = jax.ShapeDtypeStruct((batch, seq_len + 1), jnp.int32)

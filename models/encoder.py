@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, attend
-from .layers import ACTIVATIONS, MLP, Remat, drop, linear, norm, normal, split_keys, stack, through
+from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
 from .transformer import check_length
 
 
@@ -25,7 +25,7 @@ class EncoderConfig:
     layers: int = 4
     width: int = 128
     heads: int = 8
-    ffn_width: int | None = None  # None: four times the width
+    ffn_width: int = 0  # 0: four times the width
     segments: int = 2  # kinds of segments that tokens may belong to
     norm_epsilon: float = 1e-12
     activation: str = "gelu"
@@ -51,8 +51,8 @@ class EncoderConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
-        if self.ffn_width is None:
-            object.__setattr__(self, "ffn_width", 4 * self.width)
+        object.__setattr__(self, "ffn_width", self.ffn_width or 4 * self.width)
+        check_remat(self.remat)
         for name in ("activation", "head_activation"):
             if getattr(self, name) not in (*ACTIVATIONS, None if name == "head_activation" else ""):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(ACTIVATIONS)}")

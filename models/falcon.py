@@ -15,7 +15,7 @@ from .transformer import Decoder, DecoderConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FalconConfig(DecoderConfig):
-    kv_heads: int | None = 1
+    kv_heads: int = 1
     positions: Any = "rotary"
     alibi_order: Any = "falcon"
     parallel: bool = True

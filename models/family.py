@@ -86,8 +86,11 @@ def resized(config: Any, **sizes: Any) -> Any:
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(sizes) - known):
         raise ValueError(f"{', '.join(unknown)}: {type(config).__name__} has no such field; it has {', '.join(sorted(known))}")
-    was = {name: getattr(config, name, None) for name in ("width", "heads", "head_width", "kv_heads", "ffn_width", "rotary", "layers")}
-    width, heads, more = sizes.get("width", was["width"]), sizes.get("heads", was["heads"]), {}
+    was: dict[str, Any] = {
+        name: getattr(config, name, None) for name in ("width", "heads", "head_width", "kv_heads", "ffn_width", "rotary", "layers")
+    }
+    width, heads = sizes.get("width", was["width"]), sizes.get("heads", was["heads"])
+    more: dict[str, Any] = {}
     if was["head_width"] is not None:
         usual = was["head_width"] * was["heads"] == was["width"]
         more["head_width"] = None if usual else max(1, was["head_width"] * width * was["heads"] // (was["width"] * heads))
@@ -106,5 +109,5 @@ def resized(config: Any, **sizes: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _parts(module: Callable[..., Any], config: Any) -> tuple[Any, Any, Any]:
+def _parts(module: Callable[..., Any], config: Any) -> Any:
     return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))), nnx.Param, ...)

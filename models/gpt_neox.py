@@ -86,7 +86,7 @@ def from_hf(config: Mapping[str, Any]) -> GPTNeoXConfig:
 
 
 def to_hf(c: GPTNeoXConfig) -> dict[str, Any]:
-    assert c.rotary is not None and c.head_width is not None
+    assert c.rotary is not None
     made = written("gpt_neox", "GPTNeoXForCausalLM", c, {
         "vocab_size": c.vocab_size, "max_position_embeddings": c.context, "num_hidden_layers": c.layers, "hidden_size": c.width,
         "num_attention_heads": c.heads, "intermediate_size": c.ffn_width, "layer_norm_eps": c.norm_epsilon,

@@ -15,8 +15,8 @@ from .transformer import Decoder, DecoderConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig(DecoderConfig):
-    kv_heads: int | None = 4
-    ffn_width: int | None = 384
+    kv_heads: int = 4
+    ffn_width: int = 384
     norm: Any = "rms"
     norm_epsilon: float = 1e-6
     positions: Any = "rotary"
@@ -87,7 +87,7 @@ def table(c: Any) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def read(s: Switches, *, base: float = 10_000.0, epsilon: float = 1e-6, kv_heads: int | None = None) -> dict[str, Any]:
+def read(s: Switches, *, base: float = 10_000.0, epsilon: float = 1e-6, kv_heads: int = 0) -> dict[str, Any]:
     """Fields that Llama, Mistral and Mixtral have in common."""
     width, heads = s.need("hidden_size"), s.need("num_attention_heads")
     head_width = s.get("head_dim", width // heads)

@@ -16,7 +16,7 @@ from .transformer import Decoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtralConfig(LlamaConfig):
-    ffn_width: int | None = 128
+    ffn_width: int = 128
     norm_epsilon: float = 1e-5
     experts: int = 4
     experts_per_token: int = 2

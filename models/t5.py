@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from .attention import Attention, Bias, attend
 from .family import Family
 from .hf import ACTIVATIONS_OF, NAMES_OF_ACTIVATIONS, Switches, checked, written
-from .layers import ACTIVATIONS, MLP, Remat, drop, linear, norm, normal, split_keys, stack, through
+from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
 from .positions import relative_bucket
 from .tables import Entry, dense, same
 from .transformer import Cache, Store, check_length, store
@@ -30,11 +30,11 @@ class T5Config:
     vocab_size: int = 384  # 256 bytes, and what stands for the spans that were cut out
     context: int = 512
     layers: int = 4  # of the encoder
-    decoder_layers: int | None = None  # None: as many
+    decoder_layers: int = 0  # 0: as many
     width: int = 128
     heads: int = 8
-    head_width: int | None = None  # None: width / heads
-    ffn_width: int | None = None  # None: four times the width
+    head_width: int = 0  # 0: width / heads
+    ffn_width: int = 0  # 0: four times the width
     activation: str = "relu"
     gated: bool = False  # T5 1.1 and FLAN: gelu_tanh, gated
     buckets: int = 32
@@ -55,9 +55,9 @@ class T5Config:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        fill = lambda name, value: object.__setattr__(self, name, value) if getattr(self, name) is None else None
+        fill = lambda name, value: object.__setattr__(self, name, getattr(self, name) or value)
         fill("decoder_layers", self.layers)
-        if self.head_width is None and self.width % self.heads:
+        if not self.head_width and self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
         fill("head_width", self.width // self.heads)
         fill("ffn_width", 4 * self.width)
@@ -68,6 +68,7 @@ class T5Config:
             raise ValueError(f"buckets={self.buckets}, max_distance={self.max_distance}: give a multiple of 4, and more than half of it")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}: give one of {', '.join(ACTIVATIONS)}")
+        check_remat(self.remat)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
 
@@ -80,7 +81,6 @@ class T5Block(nnx.Module):
     """Attention to its own sequence, in the decoder also to the encoder's, and an MLP, each after a norm and added to the stream."""
 
     def __init__(self, c: T5Config, *, decoder: bool, rngs: nnx.Rngs):
-        assert c.head_width is not None and c.ffn_width is not None
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         inner = (c.heads * c.head_width) ** -0.5
         attention = lambda: Attention(
@@ -156,7 +156,6 @@ class T5(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         c = config
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        assert c.decoder_layers is not None
         self.config = c
         self.tokens = nnx.Embed(c.vocab_size, c.width, embedding_init=normal(1.0), **kinds)
         self.encoder = Half(c, c.layers, decoder=False, rngs=rngs)
@@ -277,7 +276,8 @@ def from_hf(config: Mapping[str, Any]) -> T5Config:
     s.only("is_decoder", False)
     act = s.get("feed_forward_proj", "relu")
     gated, name = act.startswith("gated-"), act.removeprefix("gated-")
-    s.get("dense_act_fn"), s.get("is_gated_act"), s.get("n_positions")  # follow from the one above; and relative positions have no end
+    for follows in ("dense_act_fn", "is_gated_act", "n_positions"):  # from the one above; and relative positions have no end
+        s.get(follows)
     s.only("feed_forward_proj", *(prefix + one for prefix in ("", "gated-") for one in ACTIVATIONS_OF))
     scaled = s.get("scale_decoder_outputs", s.get("tie_word_embeddings", True))
     tied = s.get("tie_word_embeddings", True) and scaled

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, Bias, attend
 from .experts import Experts, load_balance
-from .layers import ACTIVATIONS, MLP, Remat, drop, linear, norm, normal, split_keys, stack, through
+from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
 from .positions import Rotary, alibi_slopes, rotate
 
 Cache = dict[str, Any]
@@ -37,9 +37,9 @@ class DecoderConfig:
     layers: int = 4
     width: int = 128  # features of the residual stream
     heads: int = 8
-    kv_heads: int | None = None  # heads of keys and values; None: as many as heads
-    head_width: int | None = None  # None: width / heads
-    ffn_width: int | None = None  # None: four times the width
+    kv_heads: int = 0  # heads of keys and values; 0: as many as heads
+    head_width: int = 0  # 0: width / heads
+    ffn_width: int = 0  # 0: four times the width
     norm: Literal["layer", "rms"] = "layer"
     norm_bias: bool = True
     norm_epsilon: float = 1e-5
@@ -79,16 +79,15 @@ class DecoderConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        fill = lambda name, value: object.__setattr__(self, name, value) if getattr(self, name) is None else None
+        fill = lambda name, value: object.__setattr__(self, name, getattr(self, name) or value)
         for name in ("vocab_size", "context", "layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.head_width is None and self.width % self.heads:
+        if not self.head_width and self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
         fill("kv_heads", self.heads)
         fill("head_width", self.width // self.heads)
         fill("ffn_width", 4 * self.width)
-        assert self.kv_heads is not None and self.head_width is not None
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
         if self.positions == "rotary":
@@ -106,6 +105,7 @@ class DecoderConfig:
             raise ValueError(f"experts_per_token={self.experts_per_token}: give 1 to experts={self.experts}")
         if self.experts and (self.mlp_bias or not self.gated):
             raise ValueError("experts are gated MLPs without biases: give gated=True, mlp_bias=False")
+        check_remat(self.remat)
         for name in ("dropout", "embedding_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")

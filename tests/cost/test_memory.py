@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wsejax as wse
-from models.decoder import DecoderConfig, abstract_train_step
+from models.decoder import abstract_train_step, decoder_config
 from models.presets import find
 from tests.cost.test_model import SMALL, lower, train
 from wsejax.cost.memory import KINDS
@@ -70,9 +70,9 @@ def test_kinds_are_what_they_say() -> None:
 
 def test_recomputing_saves_less_and_16_bits_halve() -> None:
     config = dataclasses.replace(SMALL, layers=8)
-    plain, again = (wse.memory(train(dataclasses.replace(config, remat=r), 32), GRID) for r in (False, True))
+    plain, again = (wse.memory(train(dataclasses.replace(config, remat=r), 32), GRID) for r in ("none", "full"))
     assert again.streamed_peak["saved"] < plain.streamed_peak["saved"] / 3
-    half = wse.memory(train(dataclasses.replace(config, dtype=jnp.bfloat16), 32), GRID)
+    half = wse.memory(train(dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16"), 32), GRID)
     assert half.peak["weights"] == pytest.approx(again.peak["weights"] / 2, rel=0.05)
 
 
@@ -103,7 +103,7 @@ def test_verdicts_and_what_to_do() -> None:
 
 
 def test_a_model_of_70b_streams_from_shapes() -> None:
-    config = DecoderConfig.of(find("llama-3.1-70b"), dtype=jnp.bfloat16)
+    config = decoder_config(find("llama-3.1-70b"), dtype="bfloat16", param_dtype="bfloat16")
     step, state = abstract_train_step(config, optax.adamw(1e-4))
     found = wse.memory(lower(step, state, jax.ShapeDtypeStruct((1, 4097), jnp.int32), tiles=(16, 16), donate_argnums=0))
     assert found.verdict == "streamed"

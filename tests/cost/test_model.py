@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from jax.experimental import roofline
 
 import wsejax as wse
-from models.decoder import Decoder, DecoderConfig, abstract_train_step
+from models.decoder import abstract_train_step, decoder_config
 from models.presets import find
+from models.transformer import Decoder, DecoderConfig
 from wsejax.cost.model import price, seconds, stacked_work
 
-SMALL = DecoderConfig(layers=3, width=64, heads=4, kv_heads=2, head_width=16, ffn_width=96, vocab_size=96, context=64)
+SMALL = decoder_config(dict(layers=3, width=64, heads=4, kv_heads=2, head_width=16, ffn_width=96, vocab_size=96, context=64))
 
 
 def lower(f, *args, tiles=(4, 4), **options):
@@ -80,7 +81,7 @@ def test_flops_are_those_of_jax_roofline(name: str, backward: bool) -> None:
 
 def test_flops_of_a_whole_step_are_six_a_weight_and_token() -> None:
     """6 N + 12 layers width seq (full attention), and what remat computes again, is 8 N; the optimiser's share is small."""
-    config = dataclasses.replace(SMALL, width=256, heads=4, kv_heads=4, head_width=64, ffn_width=1024, vocab_size=512, remat=False)
+    config = dataclasses.replace(SMALL, width=256, heads=4, kv_heads=4, head_width=64, ffn_width=1024, vocab_size=512, remat="none")
     dims = {k: getattr(config, k) for k in ("layers", "width", "heads", "kv_heads", "head_width", "ffn_width", "vocab_size", "context")}
     want = wse.LLM.from_dict(dims).train_flops_per_token(32) * 64 * 32
     assert wse.cost(train(config, 64)).price.flops == pytest.approx(want, rel=0.05)
@@ -270,7 +271,7 @@ def test_the_critical_path_is_the_longest_chain() -> None:
 def test_405b_from_shapes() -> None:
     """Nothing is allocated: 405 billion parameters in bfloat16 are 811 GB."""
     dims = find("llama-3.1-405b")
-    config = DecoderConfig.of(dims, dtype=jnp.bfloat16)
+    config = decoder_config(dims, dtype="bfloat16", param_dtype="bfloat16")
     step, state = abstract_train_step(config, optax.adamw(1e-4))
     lowered = lower(step, state, jax.ShapeDtypeStruct((1, 8193), jnp.int32), tiles=(16, 16), donate_argnums=0)
     cost = wse.cost(lowered, tokens=8192)
@@ -294,9 +295,8 @@ def test_the_decoder_is_what_it_says() -> None:
     tx = optax.sgd(0.5)
     losses = []
     for block in (128, 8):
-        config = dataclasses.replace(SMALL, loss_block=block)
-        step, _ = abstract_train_step(config, tx)
-        params = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[1]
+        step, _ = abstract_train_step(SMALL, tx, loss_block=block)
+        params = nnx.split(Decoder(SMALL, rngs=nnx.Rngs(0)))[1]
         state, loss = jax.jit(step)({"params": params, "opt": tx.init(params)}, tokens)
         losses += [float(loss), float(jax.jit(step)(state, tokens)[1])]
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)

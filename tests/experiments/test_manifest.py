@@ -151,7 +151,8 @@ def test_another_run_is_refused_and_other_places_are_not(whole, place, tmp_path,
     moved = ["--data", str(place / "text/*.txt")]
     assert again(whole / MANIFEST, tmp_path / "run", *moved, "--seed", "1", "--model.width", "32") == 2
     said = capsys.readouterr().err
-    assert "another run than that one (" in said and "model.width: 16 -> 32; seed: 0 -> 1); leave those flags out" in said and said.count("\n") == 1
+    assert "model.width: 16 -> 32; seed: 0 -> 1); leave those flags out" in said
+    assert "another run than that one (" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
     (tmp_path / "none.jsonl").write_text("")
     tampered = (whole / MANIFEST).read_text().replace('"seed":0', '"seed":1')

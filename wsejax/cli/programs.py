@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import json
@@ -44,8 +45,8 @@ class ProgramArguments:
     """Which program, on how many tiles."""
 
     program: Annotated[str, tyro.conf.Positional]
-    """A model (tiny, small, or any that `wsejax fit` knows, such as llama-3-8b), a JSON file of dimensions, or a function as
-    module:function or file.py:function."""
+    """A model as family:preset (such as llama:3-8b or bert:base-uncased), any that `wsejax fit` knows, such as llama-3-8b, tiny, small, a
+    JSON file of dimensions, or a function as module:function or file.py:function."""
     arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DTYPE[SIZES]")] = ()
     """Shape of an argument of a function, in order, such as float32[1024,1024]."""
     donate: tuple[int, ...] = ()
@@ -63,9 +64,14 @@ class ProgramArguments:
     loose: bool = False
     """Compute operations without a rule off the fabric, instead of an error."""
 
+    @property
+    def is_function(self) -> bool:
+        """Whether it is module:function; what begins with a family's name is family:preset."""
+        return ":" in self.program and self.program.partition(":")[0].lower() not in model_file("families").FAMILIES
+
     def asked(self) -> Asked:
         """Raises ValueError, OSError or ImportError for what cannot be found or read."""
-        if ":" in self.program:
+        if self.is_function:
             return _function(self.program, self.arg, self.donate)
         if self.arg or self.donate:
             raise ValueError("--arg and --donate are for module:function; a model has arguments of its own")
@@ -81,7 +87,7 @@ class ProgramArguments:
         wafer = Wafer(WSE3, tiles=self.tiles, devices=(1, 1))
         options: dict[str, Any] = dict(donate_argnums=asked.donated, strict=not self.loose, cache=False)
         if systems:
-            away = asked.donated if ":" in self.program else (0,)
+            away = asked.donated if self.is_function else (0,)
             wafer, options = Cluster(wafer, systems), options | dict(streamed_argnums=away, execution="streamed")
         try:
             return asked, jit(asked.function, wafer, **options).lower(*asked.arguments)
@@ -199,7 +205,8 @@ def family_preset(model: str) -> tuple[Any, Any] | None:
       ValueError: a preset that the family has not.
     """
     name = SMALL.get(model.lower(), model.lower())
-    return model_file("families").find(name) if ":" in name else None
+    families = model_file("families")
+    return families.find(name) if name.partition(":")[0] in families.FAMILIES and ":" in name else None
 
 
 def _dimensions_of(name: str, family: Any, config: Any) -> dict[str, Any]:
@@ -230,45 +237,47 @@ def llm(model: str) -> LLM:
 
 def _model(by: ProgramArguments) -> Asked:
     """A model's train step, or its forward pass, as shapes."""
-    from flax import nnx  # here, since most commands do without
-
-    from wsejax.training.state import split_model
-
-    if (found := family_preset(by.program)) is not None:
-        family, config = found
-        if family.kind != "decoder":
-            raise ValueError(f"{by.program}: is no decoder, and there is no other program to lower; train it with experiments.train")
-        build, longest = (lambda: family.build(config, nnx.Rngs(0))), config.context
-    else:
-        one = llm(by.program)
-        if not one.causal:
-            raise ValueError(f"{one.name}: is no decoder, and there is no other program to lower; `wsejax fit` and `compare` take it")
-        decoder = model_file("decoder")
-        dims = {k: v for k, v in dataclasses.asdict(one).items() if k not in ("name", "causal")}
-        config = decoder.DecoderConfig.of(dims, dtype=jnp.dtype(by.dtype))
-        build, longest = (lambda: decoder.Decoder(config, rngs=nnx.Rngs(0))), one.context
-    seq = min(longest, DEFAULT_TOKENS) if by.seq is None else by.seq
+    family, config = _family_of(by)
+    seq = min(config.context, DEFAULT_TOKENS) if by.seq is None else by.seq
     for name, value in (("batch", by.batch), ("seq", seq)):
         if value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
-    if seq > longest:
-        raise ValueError(f"--seq {seq}: {by.program} has a context of {longest}; give at most that")
-    apply, params = split_model(nnx.eval_shape(build))
-    tokens = jax.ShapeDtypeStruct((by.batch, seq), np.int32)
+    if seq > config.context:
+        raise ValueError(f"--seq {seq}: {by.program} has a context of {config.context}; give at most that")
+    from wsejax.training.objectives import objective_of  # here, since most commands do without
+
+    objective = objective_of(family.kind, seq)
+    one = objective.batch(np.zeros((1, seq + 1), np.uint8), [0])
+    batch = {name: jax.ShapeDtypeStruct((by.batch, *array.shape[1:]), array.dtype) for name, array in one.items()}
+    apply, params = functools.partial(family.apply, config), family.abstract(config)
     title = f"{by.program}, {by.batch} x {seq} tokens, {'train step' if by.task == 'train' else 'forward'}"
     if by.task == "forward":
-        return Asked(title, apply, (params, tokens), (), by.batch * seq)
-    return _train_step(title, apply, params, tokens)
+        return Asked(title, apply, (params, *objective.inputs(batch)), (), by.batch * seq)
+    return _train_step(title, lambda params, batch, key: objective.loss(functools.partial(apply, params), batch), params, batch, seq)
 
 
-def _train_step(title: str, apply: Callable[..., Any], params: Any, tokens: jax.ShapeDtypeStruct) -> Asked:
+def _family_of(by: ProgramArguments) -> tuple[Any, Any]:
+    """(family, configuration) of the model that is asked for; published dimensions are those of a decoder."""
+    if (found := family_preset(by.program)) is not None:
+        family, config = found
+        if by.program.lower() in SMALL:
+            return found
+        return family, dataclasses.replace(config, dtype=by.dtype, param_dtype=by.dtype)
+    one = llm(by.program)
+    if not one.causal:
+        raise ValueError(f"{one.name}: is no decoder, and dimensions alone make no other program; give a family's, such as bert:large-uncased")
+    dims = {k: v for k, v in dataclasses.asdict(one).items() if k not in ("name", "causal")}
+    config = model_file("decoder").decoder_config(dims, dtype=by.dtype, param_dtype=by.dtype)
+    return model_file("gpt2").FAMILY, config  # the module is that of all decoders
+
+
+def _train_step(title: str, loss: Callable[..., Any], params: Any, batch: dict[str, jax.ShapeDtypeStruct], seq: int) -> Asked:
     """AdamW with clipping, as `experiments.train` has it."""
     import optax
 
-    from wsejax.training.state import init_train_state, make_train_step, next_token_loss
+    from wsejax.training.state import init_train_state, make_train_step
 
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-4, 100, 10_000)))
-    loss = lambda params, batch, key: next_token_loss(apply(params, batch["tokens"]), batch["targets"])
     step = make_train_step(loss, optimiser, stochastic=False)
     state = jax.eval_shape(lambda params: init_train_state(params, optimiser, seed=0), params)
-    return Asked(title, step, (state, {"tokens": tokens, "targets": tokens}), (0,), tokens.shape[0] * tokens.shape[1])
+    return Asked(title, step, (state, batch), (0,), batch["tokens"].shape[0] * seq)

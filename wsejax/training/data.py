@@ -224,7 +224,7 @@ def train_batches(
     chosen = slice(None) if rows is None else rows
 
     def read(drawn: Any) -> Batch:
-        starts, seeds = (drawn, None) if maker is None else drawn
+        starts, seeds = (drawn, drawn) if maker is None else drawn
         windows = np.stack([corpus.window(int(start)) for start in starts[chosen]])
         return as_batch(windows) if maker is None else maker(windows, seeds[chosen])
 

@@ -2,8 +2,9 @@
 
 Law: of n tokens, row r of R holds (n + r) // R, one after the other, and every row those before the next row's: so rows differ by one at
 most, and the lower ones are the first to hold one more. A new token arrives in the last row. As it does, every row that holds one more
-than the first passes its oldest token to the row to the north, all at the same time. Inside a PE nothing moves: the token at position p
-lies in slot p % slots, in whichever row it is.
+than the first passes its oldest token to the row to the north, all at the same time. (The paper's rows pass on when they are level, so
+that the upper ones are the first: the tokens of a cache with empty rows would then have more than one hop to go.) Inside a PE nothing
+moves: the token at position p lies in slot p % slots, in whichever row it is.
 
 A column of PEs holds its own features, of whole heads or of a part of every head. Traffic of an append: an entry over n % R links of
 every column. Concatenation, with which the paper compares it, sends nothing, and fills the last row alone.
@@ -52,7 +53,7 @@ def first(row: Any, rows: Any, length: Any) -> Any:
 
 
 def check_room(length: Any, rows: int, slots: int) -> None:
-    """Raises ValueError where a sequence of so many tokens leaves no room for one more; for programs, which cannot raise."""
+    """Raises ValueError where a sequence of so many tokens leaves no room for one more: for who calls a program, which cannot raise."""
     if full := [int(n) for n in np.ravel(length) if n >= rows * slots]:
         raise ValueError(f"length={full[0]}: {rows} rows of {slots} slots hold {rows * slots} tokens; make the cache with more slots")
 
