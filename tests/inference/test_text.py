@@ -70,6 +70,8 @@ def test_a_character_of_several_tokens_waits_for_the_last(kinds):
 def test_spaces_between_words_are_kept_and_special_tokens_have_no_text(kinds):
     fallback, level = kinds["byte fallback"], kinds["byte level"]
     assert "".join(streamed(fallback, fallback.encode("ab a b"))[0]) == "ab a b"
+    after = TextStream(fallback, before=fallback.encode("a b"))
+    assert [after.push(t) for t in fallback.encode("ab b")] == [" ab", " b"], "words of prompt and text run together"
     assert level.encode("<end>the") == [0, *level.encode("the")]
     assert streamed(level, [0, *level.encode("the"), 0])[1].text == "the"
     assert len(level.encode("the fabric and the wafer " * 4)) > 16, "cut or padded as the file says"
@@ -99,8 +101,8 @@ class Letters(Bytes):
     def decode(self, tokens):
         return "".join(chr(97 + t) for t in tokens)
 
-    def pieces(self):
-        of = super().pieces()
+    def pieces(self, before=()):
+        of = super().pieces(before)
         of.push = lambda token: chr(97 + token)  # pyright: ignore
         return of
 

@@ -151,6 +151,8 @@ class Generate:
     def run(self) -> Output:
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
         machine, prompts = changed(self.system, self.set), self.prompts()
+        if "" in self.stop:
+            raise ValueError("--stop '': every text has that in it; give a text of a character or more")
         if self.wafer.off and self.kv_cache == "shifted":
             raise ValueError("--kv-cache shifted with --wafer.off: keys and values shift over the rows of a wafer; leave one of them out")
         wafer = self.wafer.build()  # first of all that uses JAX, since it asks for devices
@@ -169,7 +171,7 @@ class Generate:
             print(f"{source.title}, {tokenizer.name} as tokens; {wafer or 'plain jax.jit on one device'}")
             print(f"note: {source.note}\n" if source.note else "", flush=True)
         run = generator.start(source.load(programs.layouts), tokens, self.max_new_tokens, seed=self.seed)
-        gap = "" if model.start_token is None else "\n"
+        gap = "\n" if model.apart else ""
         texts, stopped = self._written(run, tokenizer, [prompt + gap for prompt in prompts])
         found = figures(run, machine)
         beside = modelled(made(False).programs(len(tokens), seq, slots).step, machine, len(tokens)) if self.kv_cache == "shifted" else None

@@ -123,7 +123,7 @@ class Generator:
         Raises:
           ValueError: no prompt, an empty one, no token wanted, or more of them than the context holds.
         """
-        context, apart = self.model.context, self.model.start_token is not None
+        context, apart = self.model.context, self.model.apart
         if not lengths:
             raise ValueError("prompts is empty: give one prompt at least")
         if min(lengths) < 1:
@@ -253,7 +253,7 @@ class Generation(Iterator[Int32[np.ndarray, " batch"]]):
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.ended: list[str | None] = [None] * len(prompts)
         self.first_seconds, self.step_seconds = 0.0, []
-        self._model, self._params, self._most, self._stops = by.model, params, most, stops
+        self.model, self._params, self._most, self._stops = by.model, params, most, stops
         self._keys = None if by.sampling.greedy else sequence_keys(jax.random.key(seed), len(prompts))
         self._seen = _seen(by.model, self.prompts) if by.sampling.penalises else None
         self._state: Any = None
@@ -276,11 +276,11 @@ class Generation(Iterator[Int32[np.ndarray, " batch"]]):
             raise StopIteration
         start = time.perf_counter()
         if self._turn == 0:
-            given = (*_padded(self.prompts, self.programs.seq, self._model.pad_token), self._seen, self._keys)
+            given = (*_padded(self.prompts, self.programs.seq, self.model.pad_token), self._seen, self._keys)
             new, self._state = self.programs.first(self._params, *given)
         else:
             new, self._state = self.programs.step(self._params, self._state, self._last, self._keys, np.int32(self._turn))
-        self._last = np.where(done, self._model.pad_token, np.asarray(new)).astype(np.int32)
+        self._last = np.where(done, self.model.pad_token, np.asarray(new)).astype(np.int32)
         seconds = time.perf_counter() - start
         if self._turn == 0:
             self.first_seconds = seconds

@@ -40,6 +40,11 @@ class Model:
     pad_token: int = 0
     start_token: int | None = None
 
+    @property
+    def apart(self) -> bool:
+        """Whether the answer is a sequence of its own."""
+        return self.start_token is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Balanced:

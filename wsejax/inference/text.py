@@ -27,7 +27,7 @@ class Pieces(Protocol):
 
 
 class Tokenizer(Protocol):
-    """`name` says which it is; `size` counts its tokens."""
+    """`name` says which it is, `size` counts its tokens; `pieces` are of text that comes after these tokens."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
     def size(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
     def decode(self, tokens: Sequence[int]) -> str: ...
-    def pieces(self) -> Pieces: ...
+    def pieces(self, before: Sequence[int] = ()) -> Pieces: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Bytes:
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
 
-    def pieces(self) -> Pieces:
+    def pieces(self, before: Sequence[int] = ()) -> Pieces:
         return _BytePieces()
 
 
@@ -94,17 +94,17 @@ class FromFile:
     def decode(self, tokens: Sequence[int]) -> str:
         return self._of.decode(list(tokens))
 
-    def pieces(self) -> Pieces:
-        return _MergedPieces(self)
+    def pieces(self, before: Sequence[int] = ()) -> Pieces:
+        return _MergedPieces(self, before)
 
 
 class _MergedPieces:
     """What a token adds depends on those before it (spaces between words, characters of several tokens), so the last piece is decoded again
     together with what follows, and what ends in the replacement character waits."""
 
-    def __init__(self, tokenizer: FromFile) -> None:
+    def __init__(self, tokenizer: FromFile, before: Sequence[int]) -> None:
         self._decode = tokenizer.decode
-        self._before: list[int] = []  # tokens of the last piece
+        self._before = list(before)  # tokens of the last piece
         self._new: list[int] = []
 
     def push(self, token: int) -> str:
@@ -126,16 +126,16 @@ class _MergedPieces:
 
 
 class TextStream:
-    """Text of one sequence as it is made, up to the first stop string, which is not part of it.
+    """Text of one sequence as it is made, up to the first stop string, which is not part of it. `before`: tokens that it goes on from.
 
     Attributes:
       text: all that was given so far.
       stopped: a stop string was there; what is pushed after it is not looked at.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = (), before: Sequence[int] = ()) -> None:
         self.text, self.stopped = "", False
-        self._stops, self._pieces, self._held = tuple(stops), tokenizer.pieces(), ""
+        self._stops, self._pieces, self._held = tuple(stops), tokenizer.pieces(before), ""
         if "" in self._stops:
             raise ValueError("stop='': every text has that in it; give a string of a character or more")
 
@@ -169,7 +169,7 @@ def write(run: Generation, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> I
     Raises:
       ValueError: an empty stop string.
     """
-    streams = [TextStream(tokenizer, stops) for _ in run.prompts]
+    streams = [TextStream(tokenizer, stops, () if run.model.apart else prompt) for prompt in run.prompts]
     for turn, tokens in enumerate(run):
         for row, stream in enumerate(streams):
             if len(run.tokens[row]) <= turn:  # it has ended before
