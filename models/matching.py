@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,6 @@ from jaxtyping import PyTree
 from .family import Family
 from .hf_files import CONFIG, Stored
 from .tables import Entry
-
-# Tensors that share a parameter with another one, and may be written all the same.
-_TIED = re.compile(r"(^|\.)(lm_head|embed_out|cls\.predictions\.decoder|lm_head\.decoder|embed_tokens)\.(weight|bias)$")
-_OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}  # of norms, in files as old as BERT
 
 
 # ---- tables, spelled out -----------------------------------------------------------------------------------------------
@@ -88,29 +86,37 @@ def nested(params: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-# ---- what does not fit -------------------------------------------------------------------------------------------------
-def matched(stored: Mapping[str, Stored], plan: Sequence[Line], family: Family, where: str, dtype: Any = None) -> dict[str, Stored]:
-    """The table's names -> the tensors of the file.
+def fresh(array: Any) -> Any:
+    """The same array as another object. What JAX copies to the host stays with the object, and so goes when this one does."""
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable:
+        return array
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, [shard.data for shard in array.addressable_shards])
 
-    A file may leave out the first word of the table's names, or have it before more of them (it was saved without or with the head); it may
-    hold tensors that the family ignores, and a second copy of one that is tied.
+
+# ---- what does not fit -------------------------------------------------------------------------------------------------
+def matched(
+    stored: Mapping[str, Stored], plan: Sequence[Line], family: Family, config: Any, where: str, dtype: Any = None
+) -> dict[str, Stored]:
+    """The table's names -> the tensors of the file, which may spell them as the family knows, lack one that a tied one equals, and hold
+    what the family ignores.
 
     Raises:
-      ValueError: with all that is missing, unknown, misshapen or of a dtype that cannot be kept.
+      ValueError: with all that is missing, unknown, misshapen, tied but not equal, or of a dtype that cannot be kept.
     """
-    expected = {name: line for line in plan for name in line.names}
-    named = known_as(stored, expected)
-    found = {name: stored[given] for name, given in named.items()}
-    extra = {name: one for name, one in stored.items() if name not in set(named.values())}
+    expected, ties = {name: line for line in plan for name in line.names}, family.ties(config)
+    named = known_as(stored, (*expected, *ties), family)
+    found = {name: stored[given] for name, given in named.items() if name in expected}
+    for name, whole in ties.items():
+        if name in named:
+            found.setdefault(whole, stored[named[name]])
     ours = {name: " and ".join(line.entry.paths) + (str(list(line.names[name])) if line.stack else "") for name, line in expected.items()}
     problems = [f"{name} ({ours[name]}): missing" for name in expected if name not in found]
-    for name, one in extra.items():
-        if is_ignored(name, family):
-            continue
-        if _TIED.search(name) is None:
-            problems.append(f"{name} {one.dtype}{list(one.shape)}: no parameter of {family.name} is filled from it")
-        elif not any(_same(one, found[name]) for name in found if not expected[name].stack):
-            problems.append(f"{name}: the model has no parameter of its own for it, as it is tied, but no other tensor is equal to it")
+    for name in stored.keys() - set(named.values()):
+        if not is_ignored(name, family):
+            problems.append(f"{name} {stored[name].dtype}{list(stored[name].shape)}: no parameter of {family.name} is filled from it")
+    for name, whole in ties.items():
+        if name in named and not _same(stored[named[name]], found[whole]):
+            problems.append(f"{name}: is not equal to {whole} ({ours[whole]}), to which this configuration ties it")
     for name, one in found.items():
         if one.shape != expected[name].shape:
             problems.append(f"{name} ({ours[name]}): has shape {list(one.shape)}, and should have {list(expected[name].shape)}")
@@ -125,20 +131,22 @@ def matched(stored: Mapping[str, Stored], plan: Sequence[Line], family: Family, 
 
 def is_ignored(name: str, family: Family) -> bool:
     """Whether a tensor of that name holds nothing trained."""
-    return any(re.search(pattern, name) for pattern in family.ignored)
+    return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
-def known_as(stored: Mapping[str, Stored], expected: Mapping[str, Any]) -> dict[str, str]:
-    """The table's names -> the names in the file, as far as it has them."""
-    heads = dict.fromkeys(name.partition(".")[0] + "." for name in expected)
-    named = {}
+def known_as(stored: Iterable[str], expected: Collection[str], family: Family) -> dict[str, str]:
+    """The expected names -> the names in the file, as far as it has them: as they are, by an older name, or without the family's prefix."""
+    named: dict[str, str] = {}
     for given in stored:
-        new = next((given.removesuffix(old) + suffix for old, suffix in _OLD_SUFFIXES.items() if given.endswith(old)), given)
-        spellings = (given, new, *(head + new for head in heads), *(new.removeprefix(head) for head in heads))
-        name = next((one for one in spellings if one in expected and (one == given or one not in stored)), None)
-        if name is not None:
-            named.setdefault(name, given)
-    return {name: named[name] for name in expected if name in named}
+        name = next((one for one in _spellings(given, family) if one in expected), None)
+        if name is not None and (name == given or name not in named):
+            named[name] = given
+    return named
+
+
+def _spellings(given: str, family: Family) -> tuple[str, ...]:
+    new = functools.reduce(lambda name, rename: re.sub(*rename, name), family.renames, given)
+    return given, new, family.prefix + given, family.prefix + new
 
 
 def _same(one: Stored, other: Stored) -> bool:
@@ -167,9 +175,9 @@ def looks_like(names: Mapping[str, Any], family: Family | None = None) -> str:
     from .families import FAMILIES  # here, since families know nothing of files
 
     def share(one: Family) -> float:
-        table = one.table(next(iter(one.presets.values())))
-        patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(entry.name)) for entry in table]
-        return sum(any(re.fullmatch(pattern, name) for name in names) for pattern in patterns) / len(patterns)
+        spelled = {spelling for name in names for spelling in _spellings(name, one)}
+        patterns = [re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(entry.name)) for entry in one.table(next(iter(one.presets.values())))]
+        return sum(any(re.fullmatch(pattern, name) for name in spelled) for pattern in patterns) / len(patterns)
 
     shares = {name: share(one) for name, one in FAMILIES.items()}
     best = max(shares, key=shares.__getitem__, default="")
@@ -193,20 +201,48 @@ def differences(abstract: PyTree, leaves: Mapping[str, Any]) -> Iterator[str]:
 
 # ---- what is asked for -------------------------------------------------------------------------------------------------
 def configuration(values: Mapping[str, Any], family: Family, where: str) -> Any:
-    """The family's configuration from what config.json says.
+    """The family's configuration from what config.json says, in Hugging Face's words or as `in_full` writes it.
 
     Raises:
       ValueError: it tells of another family, or of a switch that this one does not know.
     """
-    said = values.get("model_type")
+    own = "family" in values and "config" in values
+    said, wanted = (values["family"], family.name) if own else (values.get("model_type"), family.model_type)
     if said is None:
         raise ValueError(f"{where}: {CONFIG} has no model_type, so it is none of Hugging Face's; give the configuration")
-    if said != family.model_type:
-        raise ValueError(f"{where}: {CONFIG} says model_type {said!r}, and {family.name} is {family.model_type!r}; name that family")
+    if said != wanted:
+        raise ValueError(f"{where}: {CONFIG} says {'family' if own else 'model_type'} {said!r}, and {family.name} is {wanted!r}")
     try:
-        return family.from_hf(values)
+        return from_full(values["config"], family) if own else family.from_hf(values)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{where}: {CONFIG} is of no {family.name} that is known here: {error}") from error
+
+
+def in_full(config: Any, family: Family) -> dict[str, Any]:
+    """A config.json of every field, also of those that Hugging Face has no words for."""
+    return {"family": family.name, "config": dataclasses.asdict(config)}
+
+
+def from_full(fields: Mapping[str, Any], family: Family) -> Any:
+    """The configuration with these fields, which were read from JSON; those that are not there are as they are by themselves.
+
+    Raises:
+      ValueError: fields that are not those of the family's configurations.
+    """
+    return _read(type(next(iter(family.presets.values()))), fields)
+
+
+def _read(kind: Any, fields: Mapping[str, Any]) -> Any:
+    hints, changes = typing.get_type_hints(kind), {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            kinds = [one for one in (hints.get(name), *typing.get_args(hints.get(name))) if dataclasses.is_dataclass(one)]
+            value = _read(kinds[0], value) if kinds else value
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**changes)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from error
 
 
 def asked_dtype(dtype: Any) -> np.dtype | None:
@@ -250,9 +286,3 @@ def check_params(leaves: Mapping[str, Any], family: Family, config: Any) -> None
     problems += [f"{path}: lies on devices of other processes" for path in elsewhere]
     if problems:
         raise ValueError(f"params: are not what can be saved of {family.name}:\n  " + ";\n  ".join(problems))
-
-
-def described(family: Family, config: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a model with these tensors or parameters."""
-    dtypes = {str(one.dtype) for one in arrays.values()}
-    return {**family.to_hf(config), "model_type": family.model_type} | ({"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {})

@@ -1,13 +1,13 @@
 """Parameters in orbax's folders: what `save_orbax` writes, what plain orbax wrote of a nested dict, and the checkpoints of a run.
 
-`<folder>/params` is plain orbax, and config.json beside it says in Hugging Face's words what model it is.
+`<folder>/params` is plain orbax, and config.json beside it says what model it is, field by field.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from . import hf_files
 from .family import Family
-from .matching import asked_dtype, check_params, configuration, described, differences, dtype_in_jax, flat, nested, spread
+from .matching import asked_dtype, check_params, configuration, differences, dtype_in_jax, flat, fresh, in_full, nested, spread
 
 _MARK = "_METADATA"  # a file of every folder that holds a tree of orbax's
 _STATE, _CHECKPOINTS = "state", "checkpoints"  # of a run: <run>/checkpoints/<step>/state
@@ -58,15 +58,25 @@ class Tree:
             return flat(checkpointer.restore(self.path, args=arguments))
 
     def read_through(self) -> None:
-        """Read every stored value once, and keep none. Orbax would meet an unreadable one in a background task, and print what that says.
+        """Read every stored value once, and keep none.
 
         Raises:
           ValueError: one cannot be read.
         """
         with _readable(self.path, "its arrays"):
-            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"{self.path.as_uri()}/"}).result()
-            for key in store.list().result():
-                store.read(key).result()
+            _read_values(self.path, lambda key: True)
+
+
+def _read_values(path: Path, which: Callable[[bytes], bool]) -> None:
+    """Read stored values one after the other. Orbax reads all at once, and what is still under way when one fails prints tracebacks."""
+    if not (path / "manifest.ocdbt").exists() and any(path.glob("*/.zarray")) | any(path.glob("*/zarr.json")):
+        return  # one folder an array, as orbax can write, too
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"{path.as_uri()}/"}).result()
+    keys = store.list().result()
+    if not keys:
+        raise ValueError("it holds no arrays")
+    for key in filter(which, keys):
+        store.read(key).result()
 
 
 @contextlib.contextmanager
@@ -111,6 +121,7 @@ def open_tree(where: str | os.PathLike[str]) -> Tree:
     if path is None:
         raise ValueError(f"{where}: orbax has saved nothing here: neither a tree of arrays, nor {hf_files.PARAMS}/, nor steps of a run")
     with _readable(path, "what it lists"):
+        _read_values(path, lambda key: key.endswith((b".zarray", b"zarr.json")))
         saved = ocp.PyTreeCheckpointHandler().metadata(path)  # pyright: ignore[reportArgumentType]  (pathlib's will do)
         arrays = {name: jax.ShapeDtypeStruct(tuple(x.shape), np.dtype(x.dtype)) for name, x in flat(saved.tree).items()}
         if not arrays:
@@ -162,5 +173,5 @@ def save_orbax(folder: str | os.PathLike[str], family: Family, config: Any, para
     check_params(leaves, family, config)
     with hf_files.replacing(folder, overwrite) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((partial / hf_files.PARAMS).resolve(), nested(leaves))
-        hf_files.write_json(partial / hf_files.CONFIG, described(family, config, leaves))
+            checkpointer.save((partial / hf_files.PARAMS).resolve(), nested({path: fresh(x) for path, x in leaves.items()}))
+        hf_files.write_json(partial / hf_files.CONFIG, in_full(config, family))

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from . import hf_files
 from .family import Family
 from .hf_files import Made
-from .matching import Line, asked_dtype, check_params, configuration, described, flat, lines, matched, nested, spread
+from .matching import Line, asked_dtype, check_params, configuration, flat, fresh, lines, matched, nested, spread
 from .orbax_files import load_orbax, save_orbax
 
 __all__ = ["load", "load_orbax", "save", "save_orbax"]
@@ -60,7 +60,7 @@ def load(
     if config is None:
         config = configuration(hf_files.read_config(where), family, str(where))
     plan = lines(family, config)
-    found = matched(hf_files.read_tensors(where), plan, family, str(where), dtype)
+    found = matched(hf_files.read_tensors(where), plan, family, config, str(where), dtype)
     placed = spread(shardings, [path for line in plan for path in line.entry.paths])
     total, done = sum(one.nbytes for one in found.values()), 0
     params: dict[str, jax.Array] = {}
@@ -97,8 +97,8 @@ class _Target:
     @staticmethod
     def _row(place: tuple[tuple[int, int], ...], at: tuple[int, ...]) -> tuple[int, ...] | None:
         """Where in a buffer the stack's element `at` lies, if it does."""
-        bounds = place[: len(at)]
-        return tuple(i - start for i, (start, _) in zip(at, bounds, strict=True)) if _inside(at, bounds) else None
+        held = all(start <= i < stop for i, (start, stop) in zip(at, place, strict=False))
+        return tuple(i - start for i, (start, _) in zip(at, place, strict=False)) if held else None
 
     def fill(self, at: tuple[int, ...], part: np.ndarray) -> None:
         for place, buffer in self.buffers.items():
@@ -111,10 +111,6 @@ class _Target:
             return jax.device_put(*self.buffers.values())
         by_index = lambda index: self.buffers[self._bounds(index or ())]
         return jax.make_array_from_callback(self.shape, self.sharding, by_index, dtype=self.dtype)
-
-
-def _inside(at: tuple[int, ...], bounds: Sequence[tuple[int, int]]) -> bool:
-    return all(start <= i < stop for i, (start, stop) in zip(at, bounds, strict=True))
 
 
 # ---- out ---------------------------------------------------------------------------------------------------------------
@@ -147,7 +143,13 @@ def save(
         said = [f"{', '.join(f'{path} {kinds[path]}' for path in entry.paths)} go into one {entry.name}" for entry in mixed]
         raise ValueError(f"params: give dtype, since {'; '.join(said)}")
     made = dict(tensors(plan, leaves.__getitem__, kinds))
-    hf_files.write(folder, described(family, config, made), made, max_shard_bytes=max_shard_bytes, overwrite=overwrite, report=report)
+    hf_files.write(folder, _described(family, config, made), made, max_shard_bytes=max_shard_bytes, overwrite=overwrite, report=report)
+
+
+def _described(family: Family, config: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model with these tensors or parameters."""
+    dtypes = {str(one.dtype) for one in arrays.values()}
+    return {**family.to_hf(config), "model_type": family.model_type} | ({"torch_dtype": dtypes.pop()} if len(dtypes) == 1 else {})
 
 
 def tensors(plan: Sequence[Line], get: Callable[[str], Any], dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, Made]]:
@@ -158,17 +160,9 @@ def tensors(plan: Sequence[Line], get: Callable[[str], Any], dtypes: Mapping[str
         paths = line.entry.paths
         if paths not in held:
             held.clear()
-            held[paths] = [on_host(get(path)) for path in paths]
+            held[paths] = [np.asarray(fresh(get(path))) for path in paths]
         return line.entry.give(*(x[(*at, ...)].astype(dtypes[path], copy=False) for path, x in zip(paths, held[paths], strict=True)))
 
     for line in plan:
         for name, at in line.names.items():
             yield name, Made(line.shape, dtypes[line.entry.paths[0]], functools.partial(make, line, at))
-
-
-def on_host(array: Any) -> np.ndarray:
-    """The array in host memory; unlike `np.asarray` of it, a copy does not stay with the array for as long as that lives."""
-    if not isinstance(array, jax.Array):
-        return np.asarray(array)
-    parts = [shard.data for shard in array.addressable_shards]
-    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -37,7 +39,7 @@ def model() -> tuple:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """The same parameters thrice: hf/, orbax/, and a run's checkpoints in run/, which say nothing of the family."""
+    """The same parameters thrice: hf/, orbax/, and run/, of which a checkpoint alone says nothing of its model."""
     root = tmp_path_factory.mktemp("saved")
     family, config, params = model()
     weights = model_file("weights")
@@ -46,7 +48,8 @@ def saved(tmp_path_factory) -> Path:
     with Checkpoints(root / "run" / "checkpoints") as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, {"params": params, "opt_state": {"0": {"mu": params}}, "step": np.int32(step)})
-    (root / "run" / "config.json").write_text(json.dumps({"config": {"model": {"preset": "own", "layers": 2}}, "about": {}}))
+    resolved = dataclasses.asdict(dataclasses.replace(config, remat="full"))
+    (root / "run" / "config.json").write_text(json.dumps({"config": {"model": {"name": MODEL, **resolved}}, "about": {}}))
     return root
 
 
@@ -74,19 +77,27 @@ def test_info_of_every_format(capsys, saved: Path):
 
 
 def test_info_of_a_run_is_of_its_newest_checkpoint(capsys, saved: Path):
-    _, _, params = model()
-    text, data = asked(capsys, "ckpt", "info", str(saved / "run"))
-    assert data["arrays_at"].endswith("checkpoints/2/state") and data["config"] == {"preset": "own", "layers": 2}
+    family, _, params = model()
+    _, data = asked(capsys, "ckpt", "info", str(saved / "run"))
+    assert data["arrays_at"].endswith("checkpoints/2/state") and data["family"] == family.name and data["config"]["remat"] == "full"
     assert data["parameters"] == count(params) and data["bytes"] == 8 * count(params) + 4
-    assert data["family"] is None and "family: unknown (a run of experiments.train" in text
-    assert asked(capsys, "ckpt", "info", str(saved / "run" / "checkpoints" / "1"))[1]["arrays_at"].endswith("1/state")
+    one = saved / "run" / "checkpoints" / "1"
+    assert asked(capsys, "ckpt", "info", str(one))[1]["arrays_at"] == str(one.resolve() / "state")
+
+
+def test_info_of_a_run_of_an_unknown_model_still_lists_its_arrays(capsys, saved: Path, tmp_path):
+    shutil.copytree(saved / "run", tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"config": {"model": {"name": "own:tiny", "layers": 2}}}')
+    text, data = asked(capsys, "ckpt", "info", str(tmp_path / "run"))
+    assert data["family"] is None and "family: unknown ('own' is not known here" in text
+    assert data["config"] == {"name": "own:tiny", "layers": 2} and data["bytes"] == 8 * count(model()[2]) + 4
 
 
 def test_info_without_a_configuration_guesses(capsys, saved: Path, tmp_path):
     file = next((saved / "hf").glob("*.safetensors"))
     (tmp_path / file.name).write_bytes(file.read_bytes())
     text, data = asked(capsys, "ckpt", "info", str(tmp_path / file.name))
-    assert data["family"] is None and "unknown (no config.json, looks like" in text
+    assert data["family"] is None and "unknown (no config.json says it, looks like" in text
 
 
 # ---- diff --------------------------------------------------------------------------------------------------------------
@@ -171,14 +182,20 @@ def asked_once(capsys, *arguments: str) -> tuple[str, dict]:
     return found.out, json.loads(found.out)
 
 
-def test_a_run_is_converted_for_who_knows_its_model(capsys, saved: Path, tmp_path):
-    assert "give --model family:preset" in refused(capsys, "ckpt", "convert", str(saved / "run"), str(tmp_path / "a"), "--to", "hf")
-    flags = ("--to", "hf", "--model", MODEL, "--dtype", "bfloat16")
-    asked_once(capsys, "ckpt", "convert", str(saved / "run"), str(tmp_path / "a"), *flags)
+def test_a_run_becomes_what_hugging_face_reads(capsys, saved: Path, tmp_path):
+    asked_once(capsys, "ckpt", "convert", str(saved / "run"), str(tmp_path / "a"), "--to", "hf", "--dtype", "bfloat16")
     for name, x in tensors_of(saved / "hf").items():
         assert tensors_of(tmp_path / "a")[name].tobytes() == x.astype(jnp.bfloat16).tobytes()
-    assert "is not empty" in refused(capsys, "ckpt", "convert", str(saved / "run"), str(tmp_path / "a"), *flags)
-    asked_once(capsys, "ckpt", "convert", str(saved / "run"), str(tmp_path / "a"), "--to", "orbax", "--model", MODEL, "--overwrite")
+
+
+def test_a_model_that_is_not_known_is_asked_for_and_nothing_is_written_over_without_leave(capsys, saved: Path, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(saved / "orbax" / "params", bare)
+    convert = ("ckpt", "convert", str(bare), str(tmp_path / "a"))
+    assert "give --model family:preset" in refused(capsys, *convert, "--to", "hf")
+    asked_once(capsys, *convert, "--to", "hf", "--model", MODEL)
+    assert "is not empty" in refused(capsys, *convert, "--to", "orbax", "--model", MODEL)
+    asked_once(capsys, *convert, "--to", "orbax", "--model", MODEL, "--overwrite")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "params"]
 
 
@@ -195,7 +212,8 @@ def test_bad_input_is_one_line_that_helps(capsys, saved: Path, tmp_path):
         assert hint in refused(capsys, "ckpt", "info", *arguments)
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(next((saved / "hf").glob("*.safetensors")).read_bytes())
-    assert "neither says its model" in refused(capsys, "ckpt", "diff", str(saved / "run"), str(alone))
+    shutil.copytree(saved / "orbax" / "params", tmp_path / "bare")
+    assert "neither says its model" in refused(capsys, "ckpt", "diff", str(tmp_path / "bare"), str(alone))
 
 
 @pytest.mark.parametrize("arguments", ["info {}/hf", "info {}/run", "diff {}/hf {}"])

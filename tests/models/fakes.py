@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from models import matching
-from models.tables import Entry, dense, plain
+from models.tables import Entry, dense, same
 
 DTYPES = tuple(map(np.dtype, (np.float32, jnp.bfloat16, np.float16)))
 
@@ -34,7 +37,9 @@ class Fake:
     tensors: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     name: str = "fake"
     model_type: str = "fake_hf"
-    ignored: tuple[str, ...] = (r"\.inv_freq$",)
+    ignored: tuple[str, ...] = (r".*\.inv_freq",)
+    prefix: str = "model."
+    renames: tuple[tuple[str, str], ...] = ((r"\.gamma$", ".weight"),)
     presets: Mapping[str, Config] = field(default_factory=lambda: {"tiny": Config()})
 
     def table(self, config: Config) -> tuple[Entry, ...]:
@@ -42,6 +47,10 @@ class Fake:
 
     def abstract(self, config: Config) -> dict[str, Any]:
         return matching.nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in self.shapes.items()})
+
+    def ties(self, config: Config) -> dict[str, str]:
+        tied = "head/kernel" not in self.shapes and "tokens/embedding" in self.shapes
+        return {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
 
     def to_hf(self, config: Config) -> dict[str, Any]:
         return {"size": config.size}
@@ -80,7 +89,7 @@ def fakes(draw: Any) -> Fake:
         entry, ins, inner = draw(
             st.sampled_from(
                 [
-                    (plain(name, path), 0, [(a, b)]),
+                    (same(name, path), 0, [(a, b)]),
                     (dense(name, path), 1, [(a, b, c)]),
                     (dense(name, path, ins=2), 2, [(a, b, c)]),
                     (below(name, (path, path + "more")), 1, [(a, b), (a, c)]),
@@ -117,9 +126,9 @@ def llama_like(*, tied: bool = False) -> Fake:
     head = {} if tied else {"head/kernel": (4, 6)}
     shapes = {"tokens/embedding": (6, 4), "blocks/up/kernel": (2, 4, 3), "blocks/norm/scale": (2, 4), **head}
     lines = [
-        plain("model.embed_tokens.weight", "tokens/embedding"),
+        same("model.embed_tokens.weight", "tokens/embedding"),
         dense("model.layers.{layer}.up_proj.weight", "blocks/up/kernel"),
-        plain("model.layers.{layer}.norm.weight", "blocks/norm/scale"),
+        same("model.layers.{layer}.norm.weight", "blocks/norm/scale"),
         *([] if tied else [dense("lm_head.weight", "head/kernel")]),
     ]
 
@@ -137,3 +146,16 @@ def same_bits(one: Any, other: Any) -> bool:
     bits = lambda x: (x.shape, x.dtype, np.asarray(x).tobytes())
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     return jax.tree.structure(one) == jax.tree.structure(other) and list(map(bits, leaves)) == list(map(bits, others))
+
+
+def write_as_hf(folder: Path, family: Fake, tensors: dict, cuts: int = 1, config: dict | None = None) -> None:
+    """As Hugging Face writes: one file, or `cuts` files with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": family.model_type, "size": 3}))
+    if cuts == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    places = {name: f"model-{n % cuts:05}.safetensors" for n, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({name: x for name, x in tensors.items() if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from models import matching, orbax_files, weights
+from models.families import FAMILIES
 from tests.models.fakes import Config, Fake, llama_like, numbers, same_bits
 from wsejax.training.checkpoint import Checkpoints
 
@@ -35,12 +36,23 @@ def test_plain_orbax_reads_what_is_saved(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         read = checkpointer.restore(tmp_path / "a" / "params")
     assert same_bits(read, params)
-    assert json.loads((tmp_path / "a" / "config.json").read_text()) == {"size": 5, "model_type": "fake_hf"}
+    assert json.loads((tmp_path / "a" / "config.json").read_text()) == {"family": "fake", "config": {"size": 5}}
     mesh = jax.make_mesh((2, 2), ("y", "x"))
     shardings = jax.tree.map(lambda x: NamedSharding(mesh, P(*[None] * (x.ndim - 1), "x") if x.shape[-1] % 2 == 0 else P()), params)
     config, loaded = weights.load_orbax(tmp_path / "a", family, shardings=shardings)
     assert config == Config(5) and same_bits(loaded, params)
     assert jax.tree.map(lambda x: x.sharding, loaded) == shardings
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_is_told_in_full(name: str):
+    family = FAMILIES[name]
+    for config in family.presets.values():
+        told = json.loads(json.dumps(matching.in_full(config, family)))
+        assert matching.configuration(told, family, "here") == config
+    for odd, why in (({"family": "other"}, "says family 'other'"), ({"config": {"no_such_field": 1}}, "no_such_field")):
+        with pytest.raises(ValueError, match=rf"here: config\.json .*{why}"):
+            matching.configuration(told | odd, family, "here")
 
 
 def test_what_plain_orbax_or_a_run_has_saved_is_read(tmp_path):
@@ -88,6 +100,10 @@ def test_what_cannot_be_read_is_one_error(tmp_path):
         (folder / "params" / file).write_bytes(content)
         with pytest.raises(ValueError, match="params: corrupt, as orbax cannot read"):
             weights.load_orbax(folder, family)
+    weights.save_orbax(tmp_path / "gone", family, Config(), params)
+    (tmp_path / "gone" / "params" / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match="params: corrupt, as orbax cannot read"):
+        weights.load_orbax(tmp_path / "gone", family)
     weights.save_orbax(tmp_path / "cut", family, Config(), params)
     for path in (tmp_path / "cut" / "params").glob("**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -59,7 +59,7 @@ class Checkpoint:
         if self.family is None:
             return dict(self.arrays)
         matching = model_file("matching")
-        known = matching.known_as(self.arrays, _names(self.family, self.config))
+        known = matching.known_as(self.arrays, _names(self.family, self.config), self.family)
         return {given: self.arrays[given] for given in known.values()}
 
 
@@ -83,13 +83,19 @@ def _model(where: Path, model: str, settings: Mapping[str, Any], arrays: Mapping
     families, matching = model_file("families"), model_file("matching")
     if model:
         return *families.find(model), ""
-    said = settings.get("model_type")
-    family = next((one for one in families.FAMILIES.values() if one.model_type == said), None)
+    trained = settings.get("config", {}).get("model", {})  # of experiments.train
+    said = settings.get("family") or trained.get("name", "").partition(":")[0] or settings.get("model_type")
+    family = next((one for one in families.FAMILIES.values() if said in (one.name, one.model_type)), None)
     if family is None:
         guess = matching.looks_like(arrays)
-        why = f"model_type {said!r}" if said else "a run of experiments.train" if "config" in settings else "no config.json"
-        return None, None, why + (f", looks like {guess}" if guess else "")
+        return (
+            None,
+            None,
+            (f"{said!r} is not known here" if said else "no config.json says it") + (f", looks like {guess}" if guess else ""),
+        )
     try:
+        if trained:
+            return family, matching.from_full({name: value for name, value in trained.items() if name != "name"}, family), ""
         return family, matching.configuration(settings, family, str(where)), ""
     except ValueError as error:
         return None, None, str(error)
@@ -145,8 +151,7 @@ def _settings(found: Checkpoint) -> dict[str, Any]:
     """The model's configuration, as far as it is known."""
     if found.config is not None:
         return {field.name: getattr(found.config, field.name) for field in dataclasses.fields(found.config)}
-    run = found.settings.get("config", {})  # of experiments.train
-    return dict(run.get("model", {})) if run else dict(found.settings)
+    return dict(found.settings.get("config", {}).get("model") or found.settings)
 
 
 def _bytes(array: Any) -> int:
@@ -232,7 +237,7 @@ def _as_they_are(one: Checkpoint, whole: bool) -> Side:
 def _in_hf_names(one: Checkpoint, family: Any, config: Any) -> Side:
     matching, weights = model_file("matching"), model_file("weights")
     if one.tree is None:
-        given = {given: name for name, given in matching.known_as(one.arrays, _names(family, config)).items()}
+        given = {given: name for name, given in matching.known_as(one.arrays, _names(family, config), family).items()}
         kept = {given.get(name, name): name for name in one.arrays if name in given or not matching.is_ignored(name, family)}
         return {name: (_kind(one.arrays[own]), functools.partial(one.read, own)) for name, own in kept.items()}
     saved = one.tree.params
@@ -283,7 +288,7 @@ class Convert:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write."""
     to: Literal["hf", "orbax"]
-    """config.json with safetensors, or config.json with params/ by orbax."""
+    """model.safetensors, or params/ by orbax; with config.json."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Cast all parameters to it."""
     model: str = ""
