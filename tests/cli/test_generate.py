@@ -15,7 +15,7 @@ from tests.test_cli import refused
 from wsejax.cli import main
 from wsejax.cli.generate import find_source, read_prompts, visible
 from wsejax.cli.programs import model_file
-from wsejax.inference import Generator
+from wsejax.inference import Generator, Model
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 SMALL = ("--wafer.rows", "8", "--wafer.cols", "8", "--wafer.tiles", "2", "2")
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_orbax_gives_the_same(folder, tmp_path):
     again = find_source(str(tmp_path / "orbax"), "float32")
     assert again.config == source.config and again.tokenizer is None
     prompts, want = expected(2)
-    generator = Generator(again.model(), again.family.abstract(again.config))
+    generator = Generator(Model.of(again.family, again.config), again.family.abstract(again.config))
     np.testing.assert_array_equal(np.stack(list(generator.start(again.load(None), prompts, 2)), 1), want)
 
 
@@ -125,11 +125,13 @@ def test_bad_input_is_one_line_that_helps(capsys, arguments, hint):
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_it_is(capsys, tmp_path):
-    (tmp_path / "config.json").write_text('{"config": {}}')
-    said = refused(capsys, "generate", "--model", str(tmp_path), "--prompt", "a", *OFF)
-    assert "model_type None" in said and "python -m experiments.generate" in said
+    asked = ("generate", "--model", str(tmp_path), "--prompt", "a", *OFF)
+    (tmp_path / "config.json").write_text('{"config": {"model": {}}}')
+    assert "is a run of experiments.train, which python -m experiments.generate takes" in refused(capsys, *asked)
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    assert "model_type 'mamba'; known are gpt2, " in refused(capsys, *asked)
     (tmp_path / "config.json").unlink()
-    assert "config.json" in refused(capsys, "generate", "--model", str(tmp_path), "--prompt", "a", *OFF)
+    assert "no config.json tells what model this is" in refused(capsys, *asked)
 
 
 def test_prompts_are_read_line_by_line(tmp_path):

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 import wsejax as wse
 from models.families import FAMILIES
 from models.family import resized
-from wsejax.cli.generate import Source, find_source
-from wsejax.inference import Generator
+from wsejax.cli.generate import find_source
+from wsejax.inference import Generator, Model
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 GENERATING = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
@@ -33,7 +33,7 @@ def golden(case: str, wafer: wse.Wafer | None, balanced: bool = False) -> tuple[
     source, io = find_source(str(GOLDEN / case), "float32"), load_file(GOLDEN / case / "io.safetensors")
     texts, lengths = (io["prompts"], io["prompt_lengths"]) if "prompts" in io else (io["tokens"], io["mask"].sum(1))
     prompts, want = [row[:n].tolist() for row, n in zip(texts, lengths, strict=True)], io["generated"]
-    generator = Generator(source.model(), source.family.abstract(source.config), wafer=wafer, balanced=balanced)
+    generator = Generator(Model.of(source.family, source.config), source.family.abstract(source.config), wafer=wafer, balanced=balanced)
     run = generator.start(source.load(None), prompts, want.shape[1], stop_tokens=())
     return np.stack(list(run), 1), want
 
@@ -57,7 +57,7 @@ def test_tokens_are_those_of_whole_sequences(name):
     config = resized(family.presets["tiny"], layers=2, width=16, heads=2, context=48, vocab_size=61)
     params = family.init(config, jax.random.key(3))
     params = jax.tree.map(lambda x: x * 4, params)  # as they are made, all tokens are about equally likely
-    model = Source(name, family, config, lambda layouts: params).model()
+    model = Model.of(family, config)
     prompts, new = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]], 10
     free = Generator(model, params).start(params, prompts, new, stop_tokens=())
     list(free)

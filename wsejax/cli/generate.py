@@ -41,22 +41,6 @@ class Source:
     note: str = ""
     tokenizer: Path | None = None
 
-    def model(self) -> Model:
-        """What generation needs of it.
-
-        Raises:
-          ValueError: an encoder.
-        """
-        family, c = self.family, self.config
-        if family.kind == "encoder":
-            raise ValueError(f"--model {self.title}: {family.name} is an encoder, which makes no text; give a decoder, or t5")
-        pad = c.pad_token if c.pad_token is not None else next(iter(c.eos_tokens), 0)
-        return Model(
-            lambda params, tokens, lengths, slots: family.prefill(c, params, tokens, lengths, slots),
-            lambda params, tokens, cache, **store: family.decode_step(c, params, tokens, cache, **store),
-            c.vocab_size, c.context, tuple(c.eos_tokens), pad, getattr(c, "start_token", None),
-        )  # fmt: skip
-
 
 def find_source(model: str, dtype: str) -> Source:
     """A preset with random weights, or a checkpoint of Hugging Face's or orbax's with config.json beside it.
@@ -73,12 +57,12 @@ def find_source(model: str, dtype: str) -> Source:
             raise ValueError(f"--model {model}: no such folder, and {error}") from None
         return random_source(model, family, dataclasses.replace(config, **kinds), "a preset has no trained weights")
     said = model_file("hf_files").read_config(folder)
-    family = next((one for one in families.FAMILIES.values() if one.model_type == said.get("model_type")), None)
+    names = said.get("family"), said.get("model_type")
+    family = next((one for one in families.FAMILIES.values() if one.name == names[0] or one.model_type == names[1]), None)
     if family is None:
-        hint = "; of a run of experiments.train: python -m experiments.generate" if "config" in said else ""
-        raise ValueError(
-            f"--model {folder}: config.json says model_type {said.get('model_type')!r}; known are {', '.join(families.FAMILIES)}{hint}"
-        )
+        if isinstance(said.get("config"), dict) and "model" in said["config"]:
+            raise ValueError(f"--model {folder}: is a run of experiments.train, which python -m experiments.generate takes")
+        raise ValueError(f"--model {folder}: config.json says model_type {names[1]!r}; known are {', '.join(families.FAMILIES)}")
     config = dataclasses.replace(model_file("matching").configuration(said, family, str(folder)), **kinds)
     return stored_source(folder, family, config, f"{family.name} of {folder}")
 
@@ -157,7 +141,7 @@ class Generate:
             raise ValueError("--kv-cache shifted with --wafer.off: keys and values shift over the rows of a wafer; leave one of them out")
         wafer = self.wafer.build()  # first of all that uses JAX, since it asks for devices
         source = self.source()
-        model, tokenizer = source.model(), self._tokenizer(source)
+        model, tokenizer = Model.of(source.family, source.config), self._tokenizer(source)
         tokens = encoded(tokenizer, prompts, model.vocab_size)
         shapes = source.family.abstract(source.config)
         made = lambda balanced: Generator(model, shapes, wafer=wafer, sampling=sampling, balanced=balanced)

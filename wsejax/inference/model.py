@@ -45,6 +45,22 @@ class Model:
         """Whether the answer is a sequence of its own."""
         return self.start_token is not None
 
+    @classmethod
+    def of(cls, family: Any, config: Any) -> Model:
+        """Of a family with `prefill` and `decode_step` as those of `models/` have them, and one of its configurations.
+
+        Raises:
+          ValueError: an encoder.
+        """
+        if family.kind == "encoder":
+            raise ValueError(f"{family.name} is an encoder, which makes no text: give a decoder, or an encoder with one")
+        pad = config.pad_token if config.pad_token is not None else next(iter(config.eos_tokens), 0)
+        return cls(
+            lambda params, tokens, lengths, slots: family.prefill(config, params, tokens, lengths, slots),
+            lambda params, tokens, cache, **store: family.decode_step(config, params, tokens, cache, **store),
+            config.vocab_size, config.context, tuple(config.eos_tokens), pad, getattr(config, "start_token", None),
+        )  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Balanced:
