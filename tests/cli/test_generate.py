@@ -53,15 +53,15 @@ def test_json_has_what_transformers_says_and_both_times(capsys, folder, tmp_path
     stop = f"t{want[1][3]}"
     data = document(
         capsys, "--model", str(folder), "--prompt", words(prompts[0]), "--prompts-file", str(tmp_path / "more.jsonl"), *SMALL,
-        "--max-new-tokens", "6", "--stop", stop, "--kv-cache", "shifted",
+        "--max-new-tokens", "6", "--stop", stop, "--kv-cache", "shifted", "--stop-token", str(want[2][4]),
     )  # fmt: skip
     for found, prompt, tokens in zip(data["sequences"], prompts, want, strict=True):
-        new = [f"t{t}" for t in tokens]
-        ends = new.index(stop) if stop in new else None
+        new, whys = [f"t{t}" for t in tokens], ("stop string", "stop token")
+        ends, why = min([(new.index(t), why) for t, why in zip((stop, f"t{want[2][4]}"), whys, strict=True) if t in new] + [(6, "length")])
         assert found["prompt"] == words(prompt) and found["prompt_tokens"] == len(prompt)
         assert found["text"].split() == new[:ends]
-        assert found["tokens"] == tokens[: None if ends is None else ends + 1]
-        assert found["ended"] == ("length" if ends is None else "stop string")
+        assert found["tokens"] == tokens[: ends + 1]
+        assert found["ended"] == why
     figures = data["figures"]
     assert figures["first_seconds"] > 0 and figures["step_seconds"] > 0 and figures["host_tokens_per_second"] > 0
     first, step, plain = figures["modelled_first"], figures["modelled_step"], data["plain_cache_step"]
@@ -85,6 +85,18 @@ def test_several_texts_in_plain_jax_and_random_weights_are_said(capsys):
     text = capsys.readouterr().out
     assert "note: weights are random" in text and "[0] a␛" in text and "[1] b" in text and "plain jax.jit" in text
     assert "modelled" not in text and "\x1b" not in text
+
+
+def test_who_stops_it_gets_what_there_is(capsys, monkeypatch):
+    def two_pieces(run, tokenizer, stops):
+        for row, token in enumerate(next(run)):
+            yield row, chr(97 + int(token) % 26)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsejax.cli.generate.write", two_pieces)
+    assert main(["generate", "--model", "llama:tiny", "--prompt", "a", "b", "--wafer.off", "--json"]) == 130
+    data = json.loads(capsys.readouterr().out)
+    assert [one["ended"] for one in data["sequences"]] == ["interrupted"] * 2 and data["figures"]["new_tokens"] == 2
 
 
 def test_a_checkpoint_of_orbax_gives_the_same(folder, tmp_path):

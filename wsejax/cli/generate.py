@@ -105,7 +105,9 @@ class Generate:
     seed: int = 0
     """Of the draws."""
     stop: tuple[str, ...] = ()
-    """Texts that end a sequence, besides the model's own end tokens."""
+    """Texts that end a sequence, besides its end tokens."""
+    stop_token: tuple[int, ...] | None = None
+    """Tokens that end a sequence, by number; left out: the model's own end tokens."""
     tokenizer: Path | None = None
     """A tokenizer.json; left out: that of the model's folder, or else bytes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -154,7 +156,7 @@ class Generate:
         if not self.json:
             print(f"{source.title}, {tokenizer.name} as tokens; {wafer or 'plain jax.jit on one device'}")
             print(f"note: {source.note}\n" if source.note else "", flush=True)
-        run = generator.start(source.load(programs.layouts), tokens, self.max_new_tokens, seed=self.seed)
+        run = generator.start(source.load(programs.layouts), tokens, self.max_new_tokens, stop_tokens=self.stop_token, seed=self.seed)
         gap = "\n" if model.apart else ""
         texts, stopped = self._written(run, tokenizer, [prompt + gap for prompt in prompts])
         found = figures(run, machine)

@@ -27,7 +27,7 @@ def generation_lines(figures: Figures, plain: Modelled | None = None) -> list[st
     lines.append(moved)
     for what, of in (("prompts", figures.first), ("a step", figures.step)):
         if against := verdict_text(of.cost.execution, of.memory):
-            lines.append(f"{what}: {against}")
+            lines += [f"{what}: {against}", *of.memory.advice]
         elif of.cost.execution == "streamed":
             lines.append(f"{what}: weights do not stay on the wafer, and stream in")
     return [*lines, *errors_text(kernel_errors(figures.step.cost), trains=False)]
