@@ -87,14 +87,14 @@ def test_several_texts_in_plain_jax_and_random_weights_are_said(capsys):
     assert "modelled" not in text and "\x1b" not in text
 
 
-def test_who_stops_it_gets_what_there_is(capsys, monkeypatch):
+def test_who_stops_it_gets_what_there_is(capsys, folder, monkeypatch):
     def two_pieces(run, tokenizer, stops):
         for row, token in enumerate(next(run)):
             yield row, chr(97 + int(token) % 26)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("wsejax.cli.generate.write", two_pieces)
-    assert main(["generate", "--model", "llama:tiny", "--prompt", "a", "b", "--wafer.off", "--json"]) == 130
+    assert main(["generate", "--model", str(folder), "--prompt", "t1", "t2", "--wafer.off", "--json"]) == 130
     data = json.loads(capsys.readouterr().out)
     assert [one["ended"] for one in data["sequences"]] == ["interrupted"] * 2 and data["figures"]["new_tokens"] == 2
 

@@ -17,6 +17,7 @@ from models.family import resized
 from wsejax.cli.generate import find_source
 from wsejax.inference import Generator, Model
 
+pytestmark = pytest.mark.slow  # tests/cli/test_generate.py holds one of them in a few seconds
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 GENERATING = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
 
@@ -38,18 +39,12 @@ def golden(case: str, wafer: wse.Wafer | None, balanced: bool = False) -> tuple[
     return np.stack(list(run), 1), want
 
 
-def test_a_wafer_generates_what_transformers_does():
-    np.testing.assert_array_equal(*golden("llama_gqa", on_wafer()))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama_gqa", "mixtral", "falcon_alibi", "t5_gated"])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_so_do_others_with_either_cache(case, balanced):
+def test_a_wafer_generates_what_transformers_does_with_either_cache(case, balanced):
     np.testing.assert_array_equal(*golden(case, on_wafer(), balanced))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATING)
 def test_tokens_are_those_of_whole_sequences(name):
     """Sequences that end early are padded on, and disturb nobody. Logits of each step, by the very functions of the driver."""
