@@ -15,7 +15,7 @@ STEPS = 200
 SIZES = (
     "--model.layers 2 --model.heads 4 --model.width 64 --model.context 64 --batch 16 --eval-batches 4 --wafer.tiles 2 2 --wafer.devices 2 2"
 )
-# Nats per byte that is asked for, on held-out text: 0.1 to 0.15 above what came out on the text of Python 3.11. Masked bytes are the hardest.
+# Nats per byte that is asked for, on held-out text: 0.1 to 0.15 above what came out on the text of Python 3.11. Masked ones are hardest.
 BELOW = {
     "gpt2": 2.42, "gptj": 2.3, "gpt_neox": 2.4, "llama": 2.25, "mistral": 2.25, "mixtral": 2.3, "falcon": 2.35, "mpt": 2.35,
     "bert": 3.06, "roberta": 3.02, "t5": 2.6,
