@@ -184,8 +184,8 @@ class Generator:
             of_step = self._steps.get((batch, slots)) or plain(step, again, donate_argnums=1)
             first = plain(read, prompt)
         else:
-            lower = lambda fun, args, pins, **more: jit(fun, wafer, in_shardings=(self._layouts, *pins), **more).lower(*args)
             wafer, free = self.wafer, (None,) * 4
+            lower = lambda fun, args, pins, **more: jit(fun, wafer, in_shardings=(self._layouts, *pins), **more).lower(*args)
             if self._layouts is None:  # by the prompts: a step does not read an encoder
                 self._layouts = lower(read, prompt, free, cache=False).in_shardings[0]
             pins = ({"cache": kept.pins(state["cache"]), "seen": None} if kept else None, None, None, None)
