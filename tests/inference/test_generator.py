@@ -99,14 +99,20 @@ def test_an_answer_apart_begins_with_its_own_token():
 
     def prefill(params, tokens, lengths, slots):
         start = np.full((tokens.shape[0], 1), 7, np.int32)
-        return toy.prefill(params, start + 0 * tokens[:, :1], lengths * 0 + 1, slots)
+        logits, cache = toy.prefill(params, start + 0 * tokens[:, :1], lengths * 0 + 1, slots)
+        return logits, cache | {"source": tokens}
 
-    model = dataclasses.replace(toy.MODEL, prefill=prefill, start_token=7)
+    def decode_step(params, tokens, cache):
+        logits, new = toy.decode_step(params, tokens, cache)
+        return logits, new | {"source": cache["source"]}
+
+    model = dataclasses.replace(toy.MODEL, prefill=prefill, decode_step=decode_step, start_token=7)
     generator = Generator(model, PARAMS, sampling=Sampling(repetition_penalty=1.000001))
     assert generator.sizes([toy.CONTEXT], toy.CONTEXT - 1) == (toy.CONTEXT, toy.CONTEXT)
-    run = generator.start(PARAMS, [[1, 2]], 5)
-    list(run)
-    assert run.tokens == [toy.continued(PARAMS, [7], 5)] and run.programs.slots == 16
+    for length in (2, 20):  # of two buckets, with the same slots
+        run = generator.start(PARAMS, [[1] * length], 5)
+        list(run)
+        assert run.tokens == [toy.continued(PARAMS, [7], 5)] and run.programs.slots == 16
     assert np.flatnonzero(run._seen[0]).tolist() == [7]
     with pytest.raises(ValueError, match="after the token that an answer begins with is more than the context of 40: give 39 or less"):
         generator.start(PARAMS, [[1]], 40)

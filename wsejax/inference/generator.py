@@ -113,7 +113,7 @@ class Generator:
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self._kept = Balanced(wafer) if balanced and wafer is not None else None
         self._programs: dict[tuple[int, int, int], Programs] = {}
-        self._steps: dict[tuple[int, int], Program] = {}
+        self._steps: dict[Any, Program] = {}  # by the shapes of the state
         self._layouts: Any = None  # of the parameters, the same in all programs
 
     # ---- shapes ------------------------------------------------------------------------------------------------------
@@ -178,10 +178,11 @@ class Generator:
 
         prompt = (self._params, ints(batch, seq), ints(batch), seen, keys)
         state = jax.eval_shape(read, *prompt)[1]
+        shapes = tuple(x.shape for x in jax.tree.leaves(state))  # with an encoder's keys it grows with the prompt, too
         again = (self._params, state, ints(batch), keys, ints())
         if self.wafer is None:
             plain = lambda fun, args, **more: Program(jax.jit(fun, **more).lower(*args), None)
-            of_step = self._steps.get((batch, slots)) or plain(step, again, donate_argnums=1)
+            of_step = self._steps.get(shapes) or plain(step, again, donate_argnums=1)
             first = plain(read, prompt)
         else:
             wafer, free = self.wafer, (None,) * 4
@@ -189,7 +190,7 @@ class Generator:
             if self._layouts is None:  # by the prompts: a step does not read an encoder
                 self._layouts = lower(read, prompt, free, cache=False).in_shardings[0]
             pins = ({"cache": kept.pins(state["cache"]), "seen": None} if kept else None, None, None, None)
-            of_step = self._steps.get((batch, slots)) or Program(
+            of_step = self._steps.get(shapes) or Program(
                 lower(step, again, pins, donate_argnums=1), lower(step, again, pins, cache=False)
             )
             lies = of_step.lowered.in_shardings[1]
@@ -201,7 +202,7 @@ class Generator:
 
             lowered = lower(read_for_step, prompt, free)
             first = Program(lowered, lowered)
-        self._steps[batch, slots] = of_step
+        self._steps[shapes] = of_step
         return Programs(first, of_step, batch, seq, slots, state)
 
     # ---- running -----------------------------------------------------------------------------------------------------
