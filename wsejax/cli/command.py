@@ -13,6 +13,7 @@ import tyro
 from wsejax.compiler import UnsupportedOpError
 
 from .ckpt import Ckpt
+from .generate import Generate
 from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
 from .models import Compare, Fit, Models, Validate
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "validate": Validate,
     "verify": Verify,
     "ckpt": Ckpt,
+    "generate": Generate,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 DESCRIPTION = (
