@@ -25,10 +25,11 @@ from rich.console import Console
 
 import wsejax as wse
 from models import peft, weights
+from wsejax.inference import Bytes, FromFile
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.data import name_from_here
-from wsejax.training.examples import PREFERENCES, RESPONSES, Examples, encoder, fitted, laid_out, read_examples, tokenised
+from wsejax.training.examples import PREFERENCES, RESPONSES, Examples, fitted, laid_out, read_examples, tokenised
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.provenance import Provenance, as_json, file_digest, origin, program_digest
 from wsejax.training.rundir import (
@@ -140,7 +141,9 @@ def load_examples(settings: Settings, path: Path, tuning: Tuning, tokenizer: Pat
     if not 2 <= length <= config.context:
         raise ValueError(f"--length {length}: the model reads {config.context} tokens; give 2 to {config.context}")
     end = config.eos_tokens[0] if config.eos_tokens else None
-    tokens = tokenised(texts, encoder(tokenizer), end=end, vocab_size=config.vocab_size, path=path)
+    tokens = tokenised(
+        texts, (Bytes() if tokenizer is None else FromFile(tokenizer)).encode, end=end, vocab_size=config.vocab_size, path=path
+    )
     kept, cut = fitted(tokens, length, together=not both, truncate=settings.truncate, path=path)
     made = laid_out(kept, start=config.start_token if both else None)
     size = f"{path}: {len(made):,} examples of at most {made.arrays['tokens'].shape[-1]} {'bytes' if tokenizer is None else 'tokens'}"

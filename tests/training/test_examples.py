@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from wsejax.training.examples import PREFERENCES, RESPONSES, Example, encoder, fitted, laid_out, read_examples, tokenised
+from wsejax.inference import Bytes, FromFile
+from wsejax.training.examples import PREFERENCES, RESPONSES, Example, fitted, laid_out, read_examples, tokenised
 
 ONE, TWO = '{"prompt": "a", "response": "b"}', '{"prompt": "a", "chosen": "b", "rejected": "c"}'
 TOKENS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -48,11 +49,11 @@ def test_what_is_no_example_is_named_by_file_and_line(tmp_path, text, words):
 
 
 def test_bytes_are_tokens_and_responses_end_with_the_end():
-    made = tokenised([Example(7, "é", ("b", "cd"))], encoder(None), end=0, vocab_size=256, path=HERE)
+    made = tokenised([Example(7, "é", ("b", "cd"))], Bytes().encode, end=0, vocab_size=256, path=HERE)
     assert made == [Example(7, [0xC3, 0xA9], ([98, 0], [99, 100, 0]))]
-    assert tokenised([Example(7, "é", ("b",))], encoder(None), end=None, vocab_size=256, path=HERE)[0].responses == ([98],)
+    assert tokenised([Example(7, "é", ("b",))], Bytes().encode, end=None, vocab_size=256, path=HERE)[0].responses == ([98],)
     with pytest.raises(ValueError, match=r"some.jsonl, line 7: gives token 195, and the model has a vocabulary of 100"):
-        tokenised([Example(7, "é", ("b",))], encoder(None), end=None, vocab_size=100, path=HERE)
+        tokenised([Example(7, "é", ("b",))], Bytes().encode, end=None, vocab_size=100, path=HERE)
 
 
 def test_a_tokenizer_puts_its_special_tokens_round_the_prompt_alone_and_never_cuts_or_pads(tmp_path):
@@ -62,13 +63,13 @@ def test_a_tokenizer_puts_its_special_tokens_round_the_prompt_alone_and_never_cu
     words.enable_truncation(3)
     words.enable_padding(pad_id=4, pad_token="<pad>", length=8)
     words.save(str(tmp_path / "tokenizer.json"))
-    encode = encoder(tmp_path / "tokenizer.json")
+    encode = FromFile(tmp_path / "tokenizer.json").encode
     assert encode("a b a b", True) == [0, 1, 2, 1, 2] and encode("b x", False) == [2, 3]
     with pytest.raises(ValueError, match="gives no tokens"):
         tokenised([Example(1, "a", (" ",))], encode, end=None, vocab_size=5, path=HERE)
     (tmp_path / "bad.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(ValueError, match="is no tokenizer"):
-        encoder(tmp_path / "bad.json")
+        FromFile(tmp_path / "bad.json")
 
 
 @given(st.lists(st.tuples(TOKENS, TOKENS, TOKENS), min_size=1, max_size=4), st.integers(2, 20), st.booleans())

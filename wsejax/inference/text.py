@@ -27,13 +27,14 @@ class Pieces(Protocol):
 
 
 class Tokenizer(Protocol):
-    """`name` says which it is, `size` counts its tokens; `pieces` are of text that comes after these tokens."""
+    """`name` says which it is, `size` counts its tokens; `pieces` are of text that comes after these tokens. `first`: the text stands at
+    the beginning, so what a file says to put round a text is put there."""
 
     @property
     def name(self) -> str: ...
     @property
     def size(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, first: bool = True) -> list[int]: ...
     def decode(self, tokens: Sequence[int]) -> str: ...
     def pieces(self, before: Sequence[int] = ()) -> Pieces: ...
 
@@ -45,7 +46,7 @@ class Bytes:
     name: str = "bytes"
     size: int = 256
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, first: bool = True) -> list[int]:
         return list(text.encode("utf-8", "surrogateescape"))  # bytes of a command line that are no text stay what they are
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -88,8 +89,8 @@ class FromFile:
     def size(self) -> int:
         return self._of.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        return list(self._of.encode(text).ids)
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        return list(self._of.encode(text, add_special_tokens=first).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._of.decode(list(tokens))

@@ -16,7 +16,6 @@ from typing import Any
 import grain
 import numpy as np
 from jaxtyping import Float32, Int64
-from tokenizers import Tokenizer
 
 RESPONSES, PREFERENCES = ("response",), ("chosen", "rejected")
 Encode = Callable[[str, bool], list[int]]
@@ -68,23 +67,6 @@ def read_examples(path: Path) -> tuple[tuple[str, ...], list[Example]]:
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------------
-def encoder(file: Path | None) -> Encode:
-    """What makes tokens of texts: a Hugging Face tokenizer.json, which puts its special tokens round what stands at the beginning; None:
-    the bytes of UTF-8.
-
-    Raises ValueError where the file is none.
-    """
-    if file is None:
-        return lambda text, first: list(text.encode("utf-8"))
-    try:
-        made = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises Exception itself
-        raise ValueError(f"{file}: is no tokenizer.json that can be read ({error})") from None
-    made.no_truncation()  # files may ask for either, and then tokens would be lost, or come from nowhere
-    made.no_padding()
-    return lambda text, first: made.encode(text, add_special_tokens=first).ids
-
-
 def tokenised(examples: Sequence[Example], encode: Encode, *, end: int | None, vocab_size: int, path: Path) -> list[Example]:
     """The examples in tokens, the responses with the token that ends a text (None: there is none).
 
