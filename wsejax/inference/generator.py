@@ -190,9 +190,7 @@ class Generator:
             if self._layouts is None:  # by the prompts: a step does not read an encoder
                 self._layouts = lower(read, prompt, free, cache=False).in_shardings[0]
             pins = ({"cache": kept.pins(state["cache"]), "seen": None} if kept else None, None, None, None)
-            of_step = self._steps.get(shapes) or Program(
-                lower(step, again, pins, donate_argnums=1), lower(step, again, pins, cache=False)
-            )
+            of_step = self._steps.get(shapes) or Program(lower(step, again, pins, donate_argnums=1), lower(step, again, pins, cache=False))
             lies = of_step.lowered.in_shardings[1]
 
             def read_for_step(*args: Any) -> tuple[Array, Any]:
