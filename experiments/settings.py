@@ -87,7 +87,8 @@ class OptimiserSettings:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
-_MATRICES = ("kernel", "embedding", "gate", "up", "down")  # the last three of experts, which are no layers of their own
+# "gate", "up" and "down" of experts, which are no layers of their own, "a" and "b" of adapters
+_MATRICES = ("kernel", "embedding", "gate", "up", "down", "a", "b")
 
 
 def _decayed(params: Any) -> Any:
