@@ -3,7 +3,7 @@
 #   make test PYTHON=python3.12     a Python of your choice (rebuilds .venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench notebooks clean FORCE
+.PHONY: help train test test-slow parity lint format bench notebooks clean FORCE
 SHELL := /bin/sh
 
 ARGS ?=
@@ -15,7 +15,8 @@ PROBE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 VENV := .venv
 PY := $(VENV)/bin/python
 # -qq hides the chatter of package indexes, not errors.
-PIP_INSTALL := $(PY) -m pip install -qq --no-input --disable-pip-version-check --prefer-binary
+pip = $(1)/bin/python -m pip install -qq --no-input --disable-pip-version-check --prefer-binary
+PIP_INSTALL := $(call pip,$(VENV))
 READY := $(VENV)/ready
 READY_LINT := $(VENV)/ready-lint
 
@@ -31,11 +32,38 @@ endif
 WORKERS ?= 2
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal
 
-# The first line of $(READY) is the folder it was made in (an environment does not survive a move), the second the PYTHON
-# that was asked for. No $(READY): the set-up was interrupted. In all these cases start again from nothing.
-STALE := $(shell { [ "$$(sed -n 1p $(READY) 2>/dev/null)" = '$(CURDIR)' ] \
-	&& { [ -z '$(PYTHON)' ] || [ "$$(sed -n 2p $(READY))" = '$(PYTHON)' ]; } \
-	&& $(PY) -c '' 2>/dev/null; } || echo stale)
+# `transformers` and torch are for `make parity` alone, and have an environment of their own.
+PARITY := .venv-parity
+PIP_PARITY := $(call pip,$(PARITY))
+READY_PARITY := $(PARITY)/ready
+TORCH_PARITY := $(if $(filter torch,$(TORCH)),torch==2.13.0,$(TORCH))
+
+# $(call stale,folder) says something if that environment must be made again from nothing. The first line of its file `ready` is the
+# folder it was made in (an environment does not survive a move), the second the PYTHON that was asked for. No `ready`: the set-up was
+# interrupted.
+stale = $(shell { [ "$$(sed -n 1p $(1)/ready 2>/dev/null)" = '$(CURDIR)' ] \
+	&& { [ -z '$(PYTHON)' ] || [ "$$(sed -n 2p $(1)/ready)" = '$(PYTHON)' ]; } \
+	&& $(1)/bin/python -c '' 2>/dev/null; } || echo stale)
+STALE := $(call stale,$(VENV))
+STALE_PARITY := $(call stale,$(PARITY))
+
+# $(call environment,folder,stale or nothing,Pythons to try): an empty environment, or the one that is there
+define environment
+	@found=; if [ -n '$(2)' ]; then \
+		for candidate in $(if $(PYTHON),'$(PYTHON)',$(3)); do \
+			if "$$candidate" -c '$(PROBE)' >/dev/null 2>&1; then found=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo 'make: no usable Python: tried $(or $(PYTHON),$(3)); need 3.11 to 3.14 with venv and pip (Debian' \
+			'and Ubuntu: the package python3-venv). Install one, or name one that runs: PYTHON=<command>' >&2; \
+			exit 1; \
+		fi; \
+		echo "make: setting up $(1) with $$("$$found" --version), a minute or two (about 1 GB)" && \
+		"$$found" -m venv --clear $(1); \
+	else \
+		echo 'make: bringing $(1) up to date with pyproject.toml'; \
+	fi
+endef
 
 help: ## this list
 	@echo 'make <target> [ARGS="flags for the command"] [PYTHON=python3.x]'
@@ -49,6 +77,9 @@ test: $(READY) ## tests, without the slow ones (WORKERS=1: one after the other)
 
 test-slow: $(READY) ## the slow tests
 	$(PY) -m pytest $(PARALLEL) -m slow $(ARGS)
+
+parity: $(READY_PARITY) ## golden models made anew with torch and transformers, and ours held against them
+	HF_HUB_OFFLINE=1 $(PARITY)/bin/python -m pytest $(PARALLEL) tests/parity/against_transformers.py $(ARGS)
 
 lint: $(READY_LINT) ## ruff (rules and format) and pyright
 	$(PY) -m ruff check .
@@ -68,26 +99,19 @@ bench: $(READY) ## host time per training step: wafer, plain JAX, and torch wher
 notebooks: $(READY) ## execute the notebooks; with their outputs they go to runs/notebooks
 	$(PY) -m experiments.run_notebooks $(ARGS)
 
-clean: ## remove .venv, builds and caches; what runs wrote stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv and .venv-parity, builds and caches; what runs wrote stays
+	rm -rf $(VENV) $(PARITY) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml hatch_build.py $(if $(STALE),FORCE)
-	@found=; if [ -n '$(STALE)' ]; then \
-		for candidate in $(if $(PYTHON),'$(PYTHON)',$(PYTHONS)); do \
-			if "$$candidate" -c '$(PROBE)' >/dev/null 2>&1; then found=$$candidate; break; fi; \
-		done; \
-		if [ -z "$$found" ]; then \
-			echo 'make: no usable Python: tried $(or $(PYTHON),$(PYTHONS)); need 3.11 to 3.14 with venv and pip (Debian' \
-			'and Ubuntu: the package python3-venv). Install one, or name one that runs: PYTHON=<command>' >&2; \
-			exit 1; \
-		fi; \
-		echo "make: setting up $(VENV) with $$("$$found" --version), a minute or two (about 1 GB)" && \
-		"$$found" -m venv --clear $(VENV); \
-	else \
-		echo 'make: bringing $(VENV) up to date with pyproject.toml'; \
-	fi
+	$(call environment,$(VENV),$(STALE),$(PYTHONS))
 	@$(PIP_INSTALL) -e '.[test,published]'
+	@printf '%s\n' '$(CURDIR)' '$(PYTHON)' > $@
+
+$(READY_PARITY): pyproject.toml hatch_build.py $(if $(STALE_PARITY),FORCE)
+	$(call environment,$(PARITY),$(STALE_PARITY),python3.11 $(PYTHONS))
+	@$(PIP_PARITY) '$(TORCH_PARITY)' 2>/dev/null || $(PIP_PARITY) torch==2.13.0
+	@$(PIP_PARITY) 'transformers>=5,<6' -e '.[test]'
 	@printf '%s\n' '$(CURDIR)' '$(PYTHON)' > $@
 
 $(READY_LINT): $(READY)

@@ -13,8 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wsejax.training.rundir import MetricsLog
 from wsejax.training.tether import tether
 
-from .settings import Settings
-
 
 class DivergedError(FloatingPointError):
     """The loss is no longer a number."""
@@ -25,8 +23,9 @@ class Recorder:
     devices work, and yet never queues more than two steps (on CPU, a long queue of programs with collectives deadlocks
     in older releases of JAX)."""
 
-    def __init__(self, settings: Settings, tokens_per_step: int, log: MetricsLog, progress: Progress, start: int):
-        self.log, self._settings, self._tokens_per_step = log, settings, tokens_per_step
+    def __init__(self, settings: Any, tokens_per_step: int, log: MetricsLog, progress: Progress, start: int, *, unit: str = "nats/byte"):
+        """settings: with `steps` and `optimiser`. unit: of the losses."""
+        self.log, self._settings, self._tokens_per_step, self._unit = log, settings, tokens_per_step, unit
         self._progress, self._start = progress, start
         self._bar = progress.add_task("train", total=settings.steps, completed=start, loss=math.nan, rate="compiling")
         self._pending: list[tuple[int, Any]] = []
@@ -58,7 +57,7 @@ class Recorder:
             if validation_loss is not None and not self._pending:
                 tether().busy()
                 row["validation_loss"] = validation_loss()
-                line = f"step {step:>5}  training {row['loss']:.3f}  validation {row['validation_loss']:.3f} nats/byte"
+                line = f"step {step:>5}  training {row['loss']:.3f}  validation {row['validation_loss']:.3f} {self._unit}"
                 self._progress.console.print(line, highlight=False)
             self._last_seconds = time.perf_counter()
             self.log.append(row)

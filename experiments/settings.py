@@ -13,64 +13,13 @@ import optax
 import tyro
 
 import wsejax as wse
+from wsejax.cli.emulated import WaferSettings
 from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 
 from .supervise import Supervision
 from .task import ModelSettings, identity_of
-
-
-@dataclass(frozen=True)
-class WaferSettings:
-    """The emulated wafer."""
-
-    off: bool = False
-    """Train with plain jax.jit on one device instead, for comparison; every other wafer flag is then without
-    effect."""
-    preset: Literal["WSE1", "WSE2", "WSE3"] = "WSE3"
-    """Generation of the wafer-scale engine whose PEs these are."""
-    rows: int = 32
-    """Rows of PEs on the wafer (its physical grid, before defects)."""
-    cols: int = 32
-    """Columns of PEs on the wafer."""
-    dead_pe_fraction: float = 0.02
-    """Share of PEs that are dead, spread evenly at random."""
-    dead_link_fraction: float = 0.005
-    """Share of links between neighbours that are dead."""
-    defect_seed: int = 0
-    """Which random defects."""
-    defects_file: Path | None = None
-    """A saved defect map of this grid, instead of random defects."""
-    tiles: tuple[int, int] = (8, 8)
-    """Tiles (rows, columns): a tile is a rectangle of PEs that computes as one. More tiles are closer to the machine
-    and slower."""
-    devices: tuple[int, int] = (2, 2)
-    """JAX devices (rows, columns) that emulate the wafer; must divide the tiles. On CPU they are virtual. Never
-    changes a result."""
-
-    def build(self, groups: int = 1, processes: int = 1) -> wse.Wafer | None:
-        """The wafer, or None where it is off; `groups` of its devices are asked for, an equal part of them in each process. Raises
-        ValueError or OSError for what cannot be built."""
-        count = 1 if self.off else groups * self.devices[0] * self.devices[1]
-        if processes > 1 and count % processes:
-            what = "--wafer.off" if self.off else f"--wafer.devices {self.devices[0]} {self.devices[1]}, --cluster.groups {groups}"
-            raise ValueError(f"{what}: {processes} processes cannot share {count} device(s); give devices in multiples of the processes")
-        if self.off:
-            return None
-        if min(*self.devices, groups) > 0:  # else Wafer or Cluster says what is wrong with it
-            wse.request_cpu_devices(count // processes)
-        spec = getattr(wse, self.preset).scaled(self.rows, self.cols)
-        if self.defects_file is not None:
-            defects = wse.DefectMap.load(self.defects_file)
-        else:
-            defects = wse.DefectMap.uniform(
-                spec,
-                dead_pe_fraction=self.dead_pe_fraction,
-                dead_link_fraction=self.dead_link_fraction,
-                seed=self.defect_seed,
-            )
-        return wse.Wafer(spec, defects=defects, tiles=self.tiles, devices=self.devices)
 
 
 @dataclass(frozen=True)
@@ -138,7 +87,8 @@ class OptimiserSettings:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
-_MATRICES = ("kernel", "embedding", "gate", "up", "down")  # the last three of experts, which are no layers of their own
+# "gate", "up" and "down" of experts, which are no layers of their own, "a" and "b" of adapters
+_MATRICES = ("kernel", "embedding", "gate", "up", "down", "a", "b")
 
 
 def _decayed(params: Any) -> Any:

@@ -80,7 +80,7 @@ def to_hf(c: MPTConfig) -> dict[str, Any]:
         "expansion_ratio": 4, "layer_norm_epsilon": c.norm_epsilon, "no_bias": True, "tie_word_embeddings": c.tied,
         "attn_config": {
             "alibi": True, "alibi_bias_max": int(c.alibi_bias_max), "clip_qkv": c.clip_qkv, "softmax_scale": c.attention_scale,
-            "attn_pdrop": c.attention_dropout,
+            "attn_pdrop": c.attention_dropout or 0,  # their check wants an int, and no dropout is what released ones have
         },
     })  # fmt: skip
     return checked(from_hf, c, made)

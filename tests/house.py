@@ -22,9 +22,10 @@ FLOORS: dict[str, frozenset[str]] = {
     "compiler": frozenset(_BELOW_COMPILER),
     "streaming": frozenset({*_BELOW_COMPILER, "compiler"}),
     "cost": frozenset({*_BELOW_COMPILER, "compiler", "streaming"}),
+    "inference": frozenset(_BELOW_TRAINING),
     "training": frozenset(_BELOW_TRAINING),
-    "report": frozenset({*_BELOW_TRAINING, "training"}),
-    "cli": frozenset({*_BELOW_TRAINING, "training", "report"}),
+    "report": frozenset({*_BELOW_TRAINING, "training", "inference"}),
+    "cli": frozenset({*_BELOW_TRAINING, "training", "inference", "report"}),
 }
 
 # jax.lax functions that move bytes between devices. `ppermute` is the only one the wafer has; only fabric/ calls it.

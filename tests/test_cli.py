@@ -129,12 +129,6 @@ def test_the_audit_of_a_preset_is_that_of_its_train_step(capsys):
     assert 0 < forward.to_dict()["link_bytes"] < data["link_bytes"]
 
 
-@pytest.mark.parametrize("program", ["bert:tiny", "t5:tiny", "mixtral:tiny"])
-def test_any_familys_train_step_is_lowered_with_its_own_objective(capsys, program):
-    _, data = asked(capsys, "audit", program, "--batch", "2", "--seq", "16", "--tiles", "2", "2")
-    assert data["clean"] and data["program"] == f"{program}, 2 x 16 tokens, train step"
-
-
 def test_cost_is_that_of_wse_and_says_that_it_is_modelled(capsys, program, tmp_path):
     picture = tmp_path / "memory.png"
     arguments = ("cost", f"{program}:step", "--donate", "0", "--arg", "bfloat16[1024,1024]", "--arg", "bfloat16[4096,1024]")

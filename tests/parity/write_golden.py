@@ -9,16 +9,17 @@ A case's folder holds `config.json` and the weights as `save_pretrained` writes 
     targets [rows, target] int32      of T5: inputs of its decoder, padded on the right; target_lengths [rows] int32
     labels [rows, length or target]   int32, of an encoder and T5: what the loss asks for
     logits [rows, length or target, vocab] float32    0 where a token does not count
-    aux_loss [] float32               of Mixtral: the loss that balances its router's load
+    aux_loss, aux_loss_all [] float32 of Mixtral: the loss that balances its router's load, of tokens that count and of all
     prompts, prompt_lengths, generated [rows, 64]     of a decoder: greedy continuation; prompts are padded on the right
     generated [rows, 24]              of T5: greedy, without the token that it starts from
 
-With --gradients also `gradients/`: the gradient of the mean cross-entropy, written as the weights are.
+With --gradients also `gradients/`: the gradient of the mean cross-entropy, in float32, written as the weights are.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import shutil
 import zlib
 from pathlib import Path
@@ -29,9 +30,8 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tests.parity.cases import CASES, CLASSES, ENCODERS, Case
+from tests.parity.cases import CASES, CLASSES, ENCODERS, GOLDEN, Case
 
-GOLDEN = Path(__file__).parent / "golden"
 ROWS, LENGTH, PROMPT, NEW_TOKENS = 3, 20, 10, 64
 SOURCE, TARGET, NEW_TARGETS = 70, 12, 24  # of T5
 # What the blocks do to a token must weigh more than what it was, or greedy generation repeats it for ever.
@@ -60,9 +60,10 @@ def randomise(case: Case, model: torch.nn.Module) -> None:
             values = 0.3 * values + (1.0 if name.endswith("weight") else 0.0)
         elif "relative_attention_bias" not in name:
             table = name.rpartition(".")[0] in tables
-            # T5 scales its logits down by the root of the width.
+            # T5 scales its logits down by the root of the width, and scores not at all: its queries are small instead.
             std = (2.0 if table else GAIN_T5) if case.family == "t5" else (1.0 if table else GAIN)
-            values *= std / np.sqrt(model.config.hidden_size)
+            small = model.config.d_kv if name.endswith("Attention.q.weight") else 1
+            values *= std / np.sqrt(small * model.config.hidden_size)
         weight.data = torch.tensor(values, dtype=getattr(torch, case.dtype)).float()
 
 
@@ -79,11 +80,11 @@ def build(case: Case) -> torch.nn.Module:
     return made
 
 
-def save(case: Case, model: torch.nn.Module, folder: Path) -> None:
-    """`save_pretrained` in the case's dtype, without the defaults for generation."""
+def save(case: Case, model: torch.nn.Module, folder: Path, dtype: str) -> None:
+    """`save_pretrained` without the defaults for generation."""
     sizes = {"max_shard_size": case.shard_bytes} if case.shard_bytes else {}
-    model.to(getattr(torch, case.dtype)).save_pretrained(folder, **sizes)  # pyright: ignore[reportCallIssue]
-    model.float()
+    # of a copy: cast there and back the model's buffers would be rounded, too
+    copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(folder, **sizes)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
@@ -94,15 +95,15 @@ def counted(lengths: torch.Tensor, longest: int) -> torch.Tensor:
 
 def inputs(case: Case, model: torch.nn.Module) -> Inputs:
     """Ragged inputs; token 0, which pads, is not among what counts."""
-    random, vocab = draw(case, "inputs"), int(model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    random, vocab = draw(case, "inputs"), int(model.config.vocab_size)
     ints = lambda low, high, *shape: torch.tensor(random.integers(low, high, shape), dtype=torch.int32)
     made: Inputs = {"tokens": ints(2, vocab, ROWS, SOURCE if case.family == "t5" else LENGTH)}
     if case.family in ENCODERS:
         # Padding at the end of one row and in the middle of another, as where texts were joined.
         made["mask"] = counted(torch.tensor([LENGTH, LENGTH - 7, LENGTH]), LENGTH)
         made["mask"][2, 5:9] = 0
-        made["tokens"] = torch.where(made["mask"] == 1, made["tokens"], model.config.pad_token_id).int()  # pyright: ignore
-        types = model.config.type_vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+        made["tokens"] = torch.where(made["mask"] == 1, made["tokens"], model.config.pad_token_id).int()
+        types = model.config.type_vocab_size
         if types > 1:
             made["segments"] = ints(0, types, ROWS, LENGTH)
         return made | {"labels": ints(0, vocab, ROWS, LENGTH)}
@@ -121,7 +122,7 @@ def inputs(case: Case, model: torch.nn.Module) -> Inputs:
 
 
 def forward(case: Case, model: torch.nn.Module, given: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits [rows, length, vocab], which of them count [rows, length], Mixtral's router logits [layers, tokens that count, experts]."""
+    """Logits [rows, length, vocab], which of them count [rows, length], Mixtral's router logits [layers, tokens, experts]."""
     tokens = given["tokens"].long()
     if case.family == "t5":
         out = model(input_ids=tokens, attention_mask=given["mask"], decoder_input_ids=given["targets"].long())
@@ -130,8 +131,9 @@ def forward(case: Case, model: torch.nn.Module, given: Inputs) -> tuple[torch.Te
     more = {"token_type_ids": given["segments"].long()} if "segments" in given else {}
     if case.family == "mixtral":
         out = model(input_ids=tokens, attention_mask=mask, output_router_logits=True)
-        given["aux_loss"] = out.aux_loss.detach()
-        return out.logits, mask, torch.stack(out.router_logits)[:, mask.flatten() == 1]
+        unmasked = model(input_ids=tokens, output_router_logits=True)
+        given |= {"aux_loss": out.aux_loss.detach(), "aux_loss_all": unmasked.aux_loss.detach()}
+        return out.logits, mask, torch.stack(unmasked.router_logits)
     return model(input_ids=tokens, attention_mask=mask, **more).logits, mask, torch.zeros(0)
 
 
@@ -149,7 +151,7 @@ def generate(case: Case, model: torch.nn.Module, given: Inputs) -> torch.Tensor:
         padded = lambda values: torch.stack([left(*row) for row in zip(values, given["prompt_lengths"], strict=True)])
         tokens, mask = padded(given["prompts"]), padded(counted(given["prompt_lengths"], PROMPT))
         asked = {"inputs": tokens.long(), "attention_mask": mask, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
-    out = model.generate(**asked, do_sample=False, output_logits=True, return_dict_in_generate=True)  # pyright: ignore[reportCallIssue]
+    out = model.generate(**asked, do_sample=False, output_logits=True, return_dict_in_generate=True)
     best = torch.stack(out.logits).topk(2).values
     closest = float((best[..., 0] - best[..., 1]).min())
     if closest < CLOSEST:
@@ -190,12 +192,11 @@ def write(case: Case, folder: Path, with_gradients: bool) -> None:
         if case.family not in ENCODERS:
             given["generated"] = generate(case, model, given)
     shutil.rmtree(folder, ignore_errors=True)
-    save(case, model, folder)
+    save(case, model, folder, case.dtype)
     save_file({name: value.contiguous() for name, value in given.items()}, folder / "io.safetensors")
     if with_gradients:
-        model.float()
         gradients(case, model, given)
-        save(case, model, folder / "gradients")
+        save(case, model, folder / "gradients", "float32")
 
 
 def main() -> None:

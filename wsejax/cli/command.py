@@ -12,6 +12,8 @@ import tyro
 
 from wsejax.compiler import UnsupportedOpError
 
+from .ckpt import Ckpt
+from .generate import Generate
 from .lowering import Audit, Cost, Trace
 from .machine import Specs, WaferCommand
 from .models import Compare, Fit, Models, Validate
@@ -32,6 +34,8 @@ COMMANDS: dict[str, Any] = {
     "trace": Trace,
     "validate": Validate,
     "verify": Verify,
+    "ckpt": Ckpt,
+    "generate": Generate,
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 DESCRIPTION = (
@@ -58,8 +62,8 @@ def version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line. Returns 0, 1 where `verify` finds a run tampered with, or 2 for what the user can mend, which is then one
-    line on stderr."""
+    """Run from the command line. Returns 0, 1 where `verify` finds a run tampered with or `ckpt diff` finds a difference, or 2 for what the
+    user can mend, which is then one line on stderr."""
     try:
         status = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -265,7 +265,7 @@ def _family_of(by: ProgramArguments) -> tuple[Any, Any]:
         return family, dataclasses.replace(config, dtype=by.dtype, param_dtype=by.dtype)
     one = llm(by.program)
     if not one.causal:
-        raise ValueError(f"{one.name}: is no decoder, and dimensions alone make no other program; give a family's, such as bert:large-uncased")
+        raise ValueError(f"{one.name}: is no decoder, and dimensions make no other program; give a family's, such as bert:large-uncased")
     dims = {k: v for k, v in dataclasses.asdict(one).items() if k not in ("name", "causal")}
     config = model_file("decoder").decoder_config(dims, dtype=by.dtype, param_dtype=by.dtype)
     return model_file("gpt2").FAMILY, config  # the module is that of all decoders

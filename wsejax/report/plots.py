@@ -27,9 +27,8 @@ _DETAIL_SIDE_PES = 128
 """Above this side a PE is smaller than a dot of the picture: lines are thinned and single links left out."""
 
 
-def plot_loss(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Figure:
-    """Training loss of each step, its running mean, and validation loss where rows have it; nats per token over
-    steps.
+def plot_loss(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, unit: str = "nats per token") -> Figure:
+    """Training loss of each step, its running mean, and validation loss where rows have it; over steps.
 
     metrics: rows with `step` and `loss`, some with `validation_loss`. Raises ValueError where there are no rows.
     """
@@ -53,7 +52,7 @@ def plot_loss(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
         axes.plot(*zip(*seen, strict=True), "o-", color="#d9822b", linewidth=1.2, markersize=4, label="validation")
         step, loss = seen[-1]
         axes.annotate(f"{loss:.3f}", (step, loss), xytext=(-4, 8), textcoords="offset points", ha="right", color="#a85d12")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})", title="Training")
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, path)

@@ -84,7 +84,7 @@ def library_files() -> Iterator[tuple[str, int, str]]:
     return ((name, len(document), hashlib.sha256(document).hexdigest()) for name, document in _standard_library())
 
 
-def _named(path: Path) -> str:
+def name_from_here(path: Path) -> str:
     """As seen from the folder where the command runs, if it lies there: so that the name holds wherever that folder is moved."""
     here = Path.cwd()
     return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
@@ -125,7 +125,7 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
         if empty:
             raise ValueError(f"--data: {', '.join(empty[:5])} hold{'' if len(empty) > 1 else 's'} no text; leave that out")
         total_bytes = sum(path.stat().st_size for path in files)
-        named: Iterable[tuple[str, bytes]] = ((_named(path), path.read_bytes()) for path in files)
+        named: Iterable[tuple[str, bytes]] = ((name_from_here(path), path.read_bytes()) for path in files)
         # a single small file still has to give some twenty documents to split
         document_bytes = int(np.clip(total_bytes // 20, context + 1, MAX_DOCUMENT_BYTES))
     else:

@@ -171,11 +171,15 @@ def available_host_bytes() -> int | None:
     return in_group if free is None else min(free, in_group)
 
 
-def require_host_memory(needed_bytes: int, what: str, *, available_bytes: int | None) -> None:
-    """Raise MemoryError, naming both figures, where `what` needs more than there is."""
+def require_host_memory(
+    needed_bytes: int,
+    what: str,
+    *,
+    available_bytes: int | None,
+    instead: str = "choose a smaller --model.preset, --model.layers, --model.width or --batch",
+) -> None:
+    """Raise MemoryError, naming both figures and what to do `instead`, where `what` needs more than there is."""
     if available_bytes is not None and needed_bytes > available_bytes:
         raise MemoryError(
-            f"{what} needs about {needed_bytes / 1e9:.3g} GB of host memory and "
-            f"{available_bytes / 1e9:.3g} GB are available; "
-            "choose a smaller --model.preset, --model.layers, --model.width or --batch"
+            f"{what} needs about {needed_bytes / 1e9:.3g} GB of host memory and {available_bytes / 1e9:.3g} GB are available; {instead}"
         )

@@ -17,7 +17,7 @@ from flax import nnx, serialization
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 Metrics = dict[str, Float[Array, ""]]
-LossFn = Callable[[PyTree, PyTree, Any], Float[Array, ""]]
+LossFn = Callable[[PyTree, PyTree, Any], Any]
 TrainStep = Callable[["TrainState", PyTree], tuple["TrainState", Metrics]]
 
 
@@ -64,12 +64,14 @@ def make_train_step(
     *,
     learning_rate: optax.Schedule | None = None,
     stochastic: bool = True,
+    has_aux: bool = False,
 ) -> TrainStep:
     """A pure `step(state, batch) -> (state, metrics)`.
 
     loss_fn(params, batch, key) -> float scalar; key is a typed PRNG key that depends on the seed and the step alone,
     so a resumed run draws what the uninterrupted one drew. With stochastic=False the key is None and no key is
     derived.
+    has_aux: loss_fn returns (loss, dict of further float scalars to report).
     learning_rate: the schedule that `tx` follows, only to report it.
     metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before
     clipping) and, where the schedule is given, `learning_rate`.
@@ -77,10 +79,11 @@ def make_train_step(
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if stochastic else None
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, key)
+        found, grads = jax.value_and_grad(loss_fn, has_aux=has_aux)(state.params, batch, key)
+        loss, more = found if has_aux else (found, {})
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **more}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng), metrics
