@@ -12,62 +12,38 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, attend
-from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
+from .config import ModelConfig
+from .layers import ACTIVATIONS, MLP, drop, linear, norm, normal, split_keys, stack, through
 from .transformer import check_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Sizes count elements, dropouts are probabilities."""
+class EncoderConfig(ModelConfig):
+    """Of an encoder; BERT's as it stands. An untied head has a matrix and a bias of its own."""
 
     vocab_size: int = 257  # 256 bytes, and one that stands for what is masked
-    context: int = 128
-    layers: int = 4
-    width: int = 128
-    heads: int = 8
-    ffn_width: int = 0  # 0: four times the width
     segments: int = 2  # kinds of segments that tokens may belong to
     norm_epsilon: float = 1e-12
     activation: str = "gelu"
     head_activation: str | None = None  # of the head's own layer; None: as everywhere
-    tied: bool = True  # the head is the token table; else it has a matrix and a bias of its own
     padding_token: int | None = None  # positions count from the one after it, and skip it (RoBERTa); None: they count from 0
-    dropout: float = 0.0
     attention_dropout: float = 0.0
-    bos_token: int | None = None
-    eos_tokens: tuple[int, ...] = ()
-    pad_token: int | None = None
     init_scale: float = 0.02
-    # how it runs; none of these is part of the model
-    remat: Remat = "none"
-    scan: bool = True
-    query_block: int | None = None
-    dtype: str = "float32"
-    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "layers", "width", "heads", "segments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
-        object.__setattr__(self, "ffn_width", self.ffn_width or 4 * self.width)
-        check_remat(self.remat)
-        for name in ("activation", "head_activation"):
-            if getattr(self, name) not in (*ACTIVATIONS, None if name == "head_activation" else ""):
-                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(ACTIVATIONS)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
+        super().__post_init__()
+        self._at_least_one("segments")
+        self._heads_divide_width()
+        if self.head_width * self.heads != self.width:
+            raise ValueError(f"head_width={self.head_width}: heads of an encoder have width / heads = {self.width // self.heads} features")
+        if self.head_activation is not None:
+            self._one_of("head_activation", tuple(ACTIVATIONS))
+        self._probability("attention_dropout")
 
     @property
     def position_rows(self) -> int:
         """Of the position table; RoBERTa's has unused ones up to the padding token."""
         return self.context + (0 if self.padding_token is None else self.padding_token + 1)
-
-    @property
-    def stochastic(self) -> bool:
-        return max(self.dropout, self.attention_dropout) > 0
 
 
 class EncoderBlock(nnx.Module):
@@ -78,7 +54,7 @@ class EncoderBlock(nnx.Module):
         scales: dict[str, Any] = {"scale": c.init_scale, "out_scale": c.init_scale}
         self.config = c
         self.attention = Attention(
-            c.width, c.heads, c.heads, c.width // c.heads, qkv_bias=True, out_bias=True, **scales, **kinds
+            c.width, c.heads, c.heads, c.head_width, qkv_bias=True, out_bias=True, **scales, **kinds
         )  # fmt: skip
         self.mlp = MLP(c.width, c.ffn_width, c.activation, gated=False, bias=True, **scales, **kinds)
         self.norm1, self.norm2 = (norm("layer", c.width, c.norm_epsilon, bias=True, **kinds) for _ in range(2))
@@ -88,7 +64,7 @@ class EncoderBlock(nnx.Module):
         of_attention, of_weights, of_mlp = split_keys(key, 3)
         q, (k, v) = self.attention.q(x), self.attention.keys_values(x)
         mixed = attend(
-            q, k, v, at, keys_at, scale=(c.width // c.heads) ** -0.5, causal=False, dropout=c.attention_dropout, key=of_weights,
+            q, k, v, at, keys_at, scale=c.head_width**-0.5, causal=False, dropout=c.attention_dropout, key=of_weights,
             query_block=c.query_block,
         )  # fmt: skip
         x = self.norm1(x + drop(self.attention.out(mixed), c.dropout, of_attention))

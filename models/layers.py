@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 Remat = Literal["none", "full", "dots"]
-
-
-def check_remat(remat: str) -> None:
-    """Raises ValueError for what is no way to recompute."""
-    if remat not in get_args(Remat):
-        raise ValueError(f"remat={remat!r}: give one of {', '.join(get_args(Remat))}")
-
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

@@ -15,66 +15,39 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, Bias, attend
+from .config import ModelConfig
 from .family import Family
 from .hf import ACTIVATIONS_OF, NAMES_OF_ACTIVATIONS, Switches, checked, written
-from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
 from .positions import relative_bucket
 from .tables import Entry, dense, same
 from .transformer import Cache, Store, check_length, store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
-    """Sizes count elements, the dropout is a probability. `context` bounds both sequences, though relative positions have no end."""
+class T5Config(ModelConfig):
+    """Of both halves. `context` bounds both sequences, though relative positions have no end; `layers` are the encoder's. The head of T5
+    1.1 and FLAN is not tied."""
 
     vocab_size: int = 384  # 256 bytes, and what stands for the spans that were cut out
     context: int = 512
-    layers: int = 4  # of the encoder
     decoder_layers: int = 0  # 0: as many
-    width: int = 128
-    heads: int = 8
-    head_width: int = 0  # 0: width / heads
-    ffn_width: int = 0  # 0: four times the width
+    norm_epsilon: float = 1e-6
     activation: str = "relu"
     gated: bool = False  # T5 1.1 and FLAN: gelu_tanh, gated
     buckets: int = 32
     max_distance: int = 128
-    norm_epsilon: float = 1e-6
-    tied: bool = True  # the head is the token table (T5 1.1 and FLAN: not)
     scale_logits: bool = True  # what the head reads is multiplied by width ** -0.5 (where it is the table)
-    dropout: float = 0.0
     start_token: int = 0  # before the first token of the answer
-    bos_token: int | None = None
     eos_tokens: tuple[int, ...] = (1,)
     pad_token: int | None = 0
-    # how it runs; none of these is part of the model
-    remat: Remat = "none"
-    scan: bool = True
-    query_block: int | None = None
-    dtype: str = "float32"
-    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        fill = lambda name, value: object.__setattr__(self, name, getattr(self, name) or value)
-        fill("decoder_layers", self.layers)
-        if not self.head_width and self.width % self.heads:
-            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
-        fill("head_width", self.width // self.heads)
-        fill("ffn_width", 4 * self.width)
-        for name in ("vocab_size", "context", "layers", "decoder_layers", "width", "heads", "head_width", "ffn_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        super().__post_init__()
+        self._fill("decoder_layers", self.layers)
+        self._at_least_one("decoder_layers")
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
             raise ValueError(f"buckets={self.buckets}, max_distance={self.max_distance}: give a multiple of 4, and more than half of it")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}: give one of {', '.join(ACTIVATIONS)}")
-        check_remat(self.remat)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
-
-    @property
-    def stochastic(self) -> bool:
-        return self.dropout > 0
 
 
 class T5Block(nnx.Module):

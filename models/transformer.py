@@ -17,8 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, Bias, attend
+from .config import ModelConfig
 from .experts import Experts, load_balance
-from .layers import ACTIVATIONS, MLP, Remat, check_remat, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
 from .positions import Rotary, alibi_slopes, rotate
 
 Cache = dict[str, Any]
@@ -29,32 +30,22 @@ Store = Callable[[Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Sizes count elements, dropouts are probabilities, scales of initial values standard deviations."""
+class DecoderConfig(ModelConfig):
+    """Of a decoder; GPT-2's as it stands."""
 
-    vocab_size: int = 256
-    context: int = 128  # longest sequence
-    layers: int = 4
-    width: int = 128  # features of the residual stream
-    heads: int = 8
     kv_heads: int = 0  # heads of keys and values; 0: as many as heads
-    head_width: int = 0  # 0: width / heads
-    ffn_width: int = 0  # 0: four times the width
     norm: Literal["layer", "rms"] = "layer"
     norm_bias: bool = True
-    norm_epsilon: float = 1e-5
     positions: Literal["learned", "rotary", "alibi"] = "learned"
     rotary: Rotary | None = None  # None with rotary positions: the whole head, base 10,000
     alibi_bias_max: float = 8.0
     alibi_rounded: bool = False  # what ALiBi adds is rounded to bfloat16, and scaled like the scores (Falcon)
     parallel: bool = False  # attention and MLP side by side on the same input, rather than one after the other
     parallel_norms: int = 1  # norms of a parallel block: one for both, or one each
-    activation: str = "gelu_tanh"
     gated: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
-    tied: bool = True  # the head is the token table
     head_bias: bool = False
     window: int | None = None  # tokens that a query sees, itself included
     attention_scale: float | None = None  # None: head_width ** -0.5
@@ -64,56 +55,38 @@ class DecoderConfig:
     experts_per_token: int = 2
     capacity_factor: float | None = None  # of a mixture; None: dropless
     balance_weight: float = 0.0  # of the load-balancing loss in training
-    dropout: float = 0.0  # of what a block adds
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
-    bos_token: int | None = None
-    eos_tokens: tuple[int, ...] = ()
-    pad_token: int | None = None
     init_scale: float = 0.02
-    # how it runs; none of these is part of the model
-    remat: Remat = "none"
-    scan: bool = True  # one compiled block run `layers` times; False unrolls
-    query_block: int | None = None  # queries whose scores exist at a time; None: all
-    dtype: str = "float32"  # of activations; norms' statistics, softmax and logits are float32
-    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        fill = lambda name, value: object.__setattr__(self, name, getattr(self, name) or value)
-        for name in ("vocab_size", "context", "layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not self.head_width and self.width % self.heads:
-            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
-        fill("kv_heads", self.heads)
-        fill("head_width", self.width // self.heads)
-        fill("ffn_width", 4 * self.width)
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
+        super().__post_init__()
+        self._fill("kv_heads", self.heads)
+        self._at_least_one("kv_heads")
+        if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
+        self._one_of("norm", ("layer", "rms"))
+        self._one_of("positions", ("learned", "rotary", "alibi"))
         if self.positions == "rotary":
-            fill("rotary", Rotary(width=self.head_width))
+            self._fill("rotary", Rotary(width=self.head_width))
             assert self.rotary is not None
             if self.rotary.width > self.head_width:
                 raise ValueError(f"rotary.width={self.rotary.width}: a head has only head_width={self.head_width} features")
         elif self.rotary is not None:
             raise ValueError(f"rotary={self.rotary} with positions={self.positions!r}: give positions='rotary', or leave it out")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}: give one of {', '.join(ACTIVATIONS)}")
+        if self.parallel_norms not in (1, 2):
+            raise ValueError(f"parallel_norms={self.parallel_norms}: give 1, for both branches, or 2, one each")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: a query sees itself at least, so give 1 or more")
+        if self.clip_qkv is not None and not self.clip_qkv > 0:
+            raise ValueError(f"clip_qkv={self.clip_qkv}: give a bound above 0, or None")
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise ValueError(f"experts_per_token={self.experts_per_token}: give 1 to experts={self.experts}")
         if self.experts and (self.mlp_bias or not self.gated):
-            raise ValueError("experts are gated MLPs without biases: give gated=True, mlp_bias=False")
-        check_remat(self.remat)
-        for name in ("dropout", "embedding_dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether training draws random numbers."""
-        return max(self.dropout, self.embedding_dropout, self.attention_dropout) > 0
+            raise ValueError(f"experts={self.experts} are gated MLPs without biases: give gated=True, mlp_bias=False")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise ValueError(f"capacity_factor={self.capacity_factor}: give a number above 0, or None for no bound")
+        self._probability("embedding_dropout", "attention_dropout")
 
 
 class Block(nnx.Module):

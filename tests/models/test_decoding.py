@@ -188,7 +188,7 @@ def test_an_empty_cache_is_a_beginning():
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("gpt2", {"layers": 0}, "layers=0: must be at least 1"),
+        ("gpt2", {"layers": 0}, "layers=0: give a whole number of at least 1"),
         ("gpt2", {"vocab_size": -1}, "vocab_size=-1"),
         ("gpt2", {"heads": 3, "head_width": 0}, "width=16 is not a multiple of heads=3"),
         ("gpt2", {"activation": "mish"}, "activation='mish'"),

@@ -73,7 +73,7 @@ def test_a_batch_has_no_order():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layers": 0}, "layers=0: must be at least 1"),
+        ({"layers": 0}, "layers=0: give a whole number of at least 1"),
         ({"segments": 0}, "segments=0"),
         ({"heads": 3}, "width=128 is not a multiple of heads=3"),
         ({"activation": "mish"}, "activation='mish'"),
