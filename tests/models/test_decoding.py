@@ -38,7 +38,8 @@ def whole(name: str, **how: Any):
 
 @functools.cache
 def stepwise(name: str):
-    """(prompts, lengths, tokens of each step) -> logits [steps + 1, batch, vocab], the same with slots in another order, and the cache."""
+    """(prompts, lengths, tokens of each step) -> logits [steps + 1, batch, vocab], the same with slots in another order, and the
+    caches before and after."""
     family, config = small(name)
 
     def elsewhere(leaf, new, length):
@@ -46,17 +47,17 @@ def stepwise(name: str):
         return jnp.where(here, new[:, None].astype(leaf.dtype), leaf)
 
     def run(params, prompts, lengths, following):
-        first, cache = family.prefill(config, params, prompts, lengths, SLOTS)
-        shuffled = {**cache, "k": cache["k"][:, :, ORDER], "v": cache["v"][:, :, ORDER], "position": cache["position"][:, ORDER]}
+        first, begun = family.prefill(config, params, prompts, lengths, SLOTS)
+        shuffled = {**begun, "k": begun["k"][:, :, ORDER], "v": begun["v"][:, :, ORDER], "position": begun["position"][:, ORDER]}
 
         def step(caches, tokens):
             one, usual = family.decode_step(config, params, tokens, caches[0])
             two, other = family.decode_step(config, params, tokens, caches[1], store=elsewhere)
             return (usual, other), (one, two)
 
-        (cache, _), (one, two) = jax.lax.scan(step, (cache, shuffled), following)
+        (cache, _), (one, two) = jax.lax.scan(step, (begun, shuffled), following)
         together = lambda rest: jnp.concatenate([first[None], rest])
-        return together(one), together(two), cache
+        return together(one), together(two), begun, cache
 
     return functools.partial(quickly(run), parameters(name))
 
@@ -92,17 +93,18 @@ def slowly(names: Any) -> list[Any]:
 @pytest.mark.parametrize("name", slowly([*DECODERS, *T5S]))
 def test_steps_give_what_the_whole_sequence_gives(name):
     """Also with a cache whose slots stand in another order, with other things in the padding, and for each sequence wherever it stands."""
-    got, shuffled, cache = stepwise(name)(padded(0), LENGTHS, following(name))
+    got, shuffled, *caches = stepwise(name)(padded(0), LENGTHS, following(name))
     close(got, at_each_step(name))
     close(shuffled, got, 1e-6)
-    other, _, _ = stepwise(name)(padded(5), LENGTHS, following(name))
+    other, *_ = stepwise(name)(padded(5), LENGTHS, following(name))
     close(other, got, 1e-6)
-    turned, _, _ = stepwise(name)(padded(0)[::-1], LENGTHS[::-1], following(name)[:, ::-1])
+    turned, *_ = stepwise(name)(padded(0)[::-1], LENGTHS[::-1], following(name)[:, ::-1])
     close(turned[:, ::-1], got, 1e-6)
-    so_far = np.full(BATCH, STEPS + 1) if name in T5S else LENGTHS + STEPS
-    np.testing.assert_array_equal(cache["length"], so_far)
-    want = np.where(np.arange(SLOTS)[None, :] < so_far[:, None], np.arange(SLOTS)[None, :], -1)
-    np.testing.assert_array_equal(cache["position"], want)
+    for cache, steps in zip(caches, (0, STEPS), strict=True):
+        so_far = np.full(BATCH, 1 + steps) if name in T5S else LENGTHS + steps
+        np.testing.assert_array_equal(cache["length"], so_far)
+        want = np.where(np.arange(SLOTS)[None, :] < so_far[:, None], np.arange(SLOTS)[None, :], -1)
+        np.testing.assert_array_equal(cache["position"], want)
 
 
 @pytest.mark.parametrize("name", slowly(DECODERS))

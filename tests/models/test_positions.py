@@ -138,16 +138,19 @@ def test_yarn_keeps_pairs_that_turn_often_and_stretches_those_that_turn_seldom(t
     context, factor, fast, slow = 4096, 16.0, 32.0, 1.0
     scaling = RopeScaling(kind="yarn", factor=factor, original_context=context, truncate=truncate)
     got, sharper = Rotary(width=128, scaling=scaling).frequencies()
-    plain = plain_frequencies(128)
-    turns = context * plain / (2 * math.pi)
-    margin = np.float64(plain[1] / plain[0]) if truncate else 1.0  # the ends of the blend are then whole pairs
-    often, seldom = turns > fast / margin, turns < slow * margin
-    assert often.sum() > 5 and seldom.sum() > 5
-    np.testing.assert_allclose(got[often], plain[often], rtol=1e-5)
-    np.testing.assert_allclose(got[seldom], plain[seldom] / factor, rtol=1e-5)
-    between = got[~often & ~seldom] / plain[~often & ~seldom]
-    assert (np.diff(between) <= 1e-6).all() and (between <= 1 + 1e-6).all() and (between >= 1 / factor - 1e-6).all()
-    assert between.min() < 0.5 < between.max()
+    # the pair, not always a whole one, that turns so often in the context: context base^(-2 pair / width) = 2 pi turns
+    pair = lambda turns: 128 * math.log(context / (2 * math.pi * turns)) / (2 * math.log(1e4))
+    low, high = (math.floor(pair(fast)), math.ceil(pair(slow))) if truncate else (pair(fast), pair(slow))
+    assert 5 < low < high < 59
+    for i, (have, plain) in enumerate(zip(got, plain_frequencies(128), strict=True)):
+        if i <= low:
+            want = plain
+        elif i >= high:
+            want = plain / factor
+        else:
+            share = (i - low) / (high - low)
+            want = plain * (1 - share) + plain / factor * share
+        assert have == pytest.approx(want, rel=1e-5), i
     assert sharper == pytest.approx(0.1 * math.log(factor) + 1)
 
 

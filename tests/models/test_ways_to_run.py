@@ -40,8 +40,7 @@ def trained(name: str, **how: Any) -> Any:
     ("name", "how"),
     [
         ("llama", {"remat": "full"}),
-        ("llama", {"remat": "dots", "query_block": 2}),
-        ("llama", {"scan": False, "query_block": 4}),
+        ("llama", {"remat": "dots", "query_block": 4, "scan": False}),
         ("t5", {"remat": "full", "query_block": 2, "scan": False}),
         ("bert", {"remat": "dots", "query_block": 2, "scan": False}),
     ],
