@@ -11,7 +11,7 @@ A case's folder holds `config.json` and the weights as `save_pretrained` writes 
     logits [rows, length or target, vocab] float32    0 where a token does not count
     aux_loss, aux_loss_all [] float32 of Mixtral: the loss that balances its router's load, of tokens that count and of all
     prompts, prompt_lengths, generated [rows, 64]     of a decoder: greedy continuation; prompts are padded on the right
-    generated [rows, 24]              of T5: greedy, without the token that it starts from
+    generated [rows, 64]              of T5: greedy, without the token that it starts from
 
 With --gradients also `gradients/`: the gradient of the mean cross-entropy, in float32, written as the weights are.
 """
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from tests.parity.cases import CASES, CLASSES, ENCODERS, GOLDEN, Case
 
 ROWS, LENGTH, PROMPT, NEW_TOKENS = 3, 20, 10, 64
-SOURCE, TARGET, NEW_TARGETS = 70, 12, 24  # of T5
+SOURCE, TARGET, NEW_TARGETS = 70, 12, 64  # of T5
 # What the blocks do to a token must weigh more than what it was, or greedy generation repeats it for ever.
 GAIN, GAIN_T5 = 1.6, 2.5
 # Two logits, or two of a router's, that are closer than this may change places in somebody else's arithmetic.
