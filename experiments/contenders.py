@@ -173,10 +173,8 @@ def _weight_spec(path: tuple[Any, ...], ndim: int) -> P:
         return P()
     if rank == 1:
         return P(*stacked, "x")
-    if names[-2:] == ["qkv", "bias"]:
-        return P(*stacked, "x")  # (heads, 3, head_width)
-    if names[-2:] == ["qkv", "kernel"]:
-        return P(*stacked, "y", "x")  # (width, heads, 3, head_width)
+    if names[-2:-1] in (["q"], ["k"], ["v"]):
+        return P(*stacked, *(("y", "x") if names[-1] == "kernel" else ("x",)))  # (width, heads, head_width), or without the width
     if names[-2:] == ["out", "kernel"]:
         return P(*stacked, "y", None, "x")  # (heads, head_width, width)
     return P(*stacked, "y", "x")

@@ -113,6 +113,11 @@ def prepare(settings: Settings) -> Run:
         needed, f"training {family.parameters(config):,} parameters with {shape}", available_bytes=available_host_bytes(),
         instead="give a smaller model, --batch or --length, --model.remat full, or adapters (--lora.pattern)",
     )  # fmt: skip
+    if settings.export is not None:
+        try:
+            family.to_hf(config)
+        except ValueError as error:
+            raise ValueError(f"--export {settings.export}: {error}") from None
     inputs = [settings.data, settings.validation, tokenizer]
     inputs += sorted(settings.weights.glob("*.safetensors")) if settings.weights else []
     files = [{"name": name_from_here(path), **file_digest(path)} for path in dict.fromkeys(inputs) if path is not None]

@@ -15,7 +15,7 @@ from wsejax.cli.generate import Generate, Source, stored_source
 from wsejax.cli.output import show
 
 from .entry import start
-from .reproduce import settings_of
+from .reproduce import begin_of, settings_of
 
 MANIFEST = "manifest.jsonl"
 
@@ -29,6 +29,11 @@ class Settings(Generate):
         folder = Path(self.model)
         if not (folder / MANIFEST).is_file():
             return super().source()
+        if "dpo" in begin_of(folder / MANIFEST)["settings"]:
+            raise ValueError(
+                f"--model {folder}: is a run of experiments.finetune; the same command with --export FOLDER writes its model, "
+                "which this one then takes"
+            )
         model = settings_of(folder / MANIFEST).model
         config = replace(model.config(), dtype=self.dtype, param_dtype=self.dtype)
         return stored_source(folder, model.family(), config, f"{model.name} of {folder}")

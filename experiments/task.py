@@ -50,9 +50,15 @@ class ModelSettings:
         given = {name: value for name, value in given.items() if value is not None}
         if self.dropout is not None:  # of everything that the family drops
             given |= {name: self.dropout for name in ("embedding_dropout", "attention_dropout") if hasattr(preset, name)}
-        given |= dict(self._field(text) for text in self.set)
+        for text in self.set:
+            name, value = self._field(text)
+            if name in given:
+                raise ValueError(f"--model.set {text}: {name} is given already; give it once")
+            given[name] = value
         context = given.get("context", preset.context)
-        given.setdefault("vocab_size", objective_of(family.kind, context).vocabulary)
+        least = objective_of(family.kind, context).vocabulary
+        if isinstance(size := given.setdefault("vocab_size", least), int) and size < least:
+            raise ValueError(f"--model.set vocab_size={size}: bytes and what stands for hidden ones are {least} tokens; give at least that")
         # a preset's tokens are of its own vocabulary; T5's are bytes that no text has
         tokens = {"bos_token": None} if family.kind == "encoder-decoder" else {"bos_token": None, "eos_tokens": ()}
         if getattr(preset, "padding_token", None) is None and family.kind != "encoder-decoder":

@@ -290,7 +290,7 @@ def sample(run: Run, params: Any) -> str:
     return "\n".join(part.decode("utf-8", "replace") for part in task.objective.filled(logits, batch))
 
 
-def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
+def finish(run: Run, state: TrainState, log: Any, console: Console, given: Sequence[str]) -> None:
     """Write the sample and the picture of the loss, and say where everything is."""
     out = run.settings.out
     params = distributed.fetch(state.params)
@@ -304,7 +304,10 @@ def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
     console.print("\n".join(text.splitlines()[:12]), markup=False, highlight=False)
     console.rule("done")
     wafer_lines = [f"  {out / 'wafer.png'}   the wafer: dead PEs, and the mesh that avoids them"] if run.wafer else []
-    again = f"{_this_python()} -m experiments.train"
+    kept = [
+        flag for n, flag in enumerate(given) if flag != "--out" and not (n and given[n - 1] == "--out") and not flag.startswith("--out=")
+    ]
+    again = shlex.join([_this_python(), "-m", "experiments.train", *kept])
     beside = shlex.quote(str(out))
     lines = [
         *(f"validation loss {row['validation_loss']:.3f} nats/byte after {row['step']} steps" for row in log.rows[-1:]),
@@ -324,7 +327,7 @@ def finish(run: Run, state: TrainState, log: Any, console: Console) -> None:
 def _this_python() -> str:
     """How to start this very Python again from here: an environment inside the folder is rarely activated."""
     here = Path(sys.executable)
-    return shlex.quote(str(here.relative_to(Path.cwd()))) if here.is_relative_to(Path.cwd()) else "python"
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -364,7 +367,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             state, log, complete = train(run, machine, folder, console)
             if complete:
                 tether().busy()
-                finish(run, state, log, console)
+                finish(run, state, log, console, sys.argv[1:] if arguments is None else arguments)
                 return 0
     except Exception as error:
         return report_end(error)

@@ -6,7 +6,13 @@ import dataclasses
 from typing import get_args
 
 from .layers import ACTIVATIONS, Remat
+from .positions import Rotary
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)), "str | None": (str, type(None)), "tuple[int, ...]": (tuple,),
+    "Rotary | None": (Rotary, type(None)),
+}  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -40,6 +46,7 @@ class ModelConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        self._kinds()
         if not self.head_width:
             self._heads_divide_width()
         self._fill("head_width", self.width // max(1, self.heads))
@@ -54,6 +61,14 @@ class ModelConfig:
             raise ValueError(f"norm_epsilon={self.norm_epsilon}: must be above 0")
         if self.query_block is not None:
             self._at_least_one("query_block")
+
+    def _kinds(self) -> None:
+        """What a field is declared to hold, for those of plain kinds: a text from a command line is no number, and no is not False."""
+        for field in dataclasses.fields(self):
+            kinds, value = _KINDS.get(str(field.type)), getattr(self, field.name)
+            if kinds is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+                continue
+            raise ValueError(f"{field.name}={value!r}: give {field.type}".replace(" | ", " or "))
 
     def _heads_divide_width(self) -> None:
         if self.heads > 0 and self.width % self.heads:

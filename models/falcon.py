@@ -83,7 +83,7 @@ def from_hf(config: Mapping[str, Any]) -> FalconConfig:
     rotary = s.rotary(width // heads)
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.get("max_position_embeddings", 2048), layers=s.need("num_hidden_layers"), width=width,
-        heads=heads, kv_heads=1 if single else kv_heads if grouped else heads, ffn_width=s.whole("ffn_hidden_size"),
+        heads=heads, kv_heads=1 if single else kv_heads if grouped else heads, ffn_width=s.whole("ffn_hidden_size") or 0,
         norm_epsilon=s.get("layer_norm_epsilon", 1e-5), activation=s.activation("activation", "gelu"),
         tied=s.get("tie_word_embeddings", True), qkv_bias=bias, out_bias=bias, mlp_bias=bias, positions="alibi" if alibi else "rotary",
         rotary=None if alibi else rotary, parallel=parallel, grouped=grouped,

@@ -89,22 +89,25 @@ def resized(config: Any, **sizes: Any) -> Any:
     was: dict[str, Any] = {
         name: getattr(config, name, None) for name in ("width", "heads", "head_width", "kv_heads", "ffn_width", "rotary", "layers")
     }
+    for name in ("width", "heads", "head_width"):
+        if isinstance(value := sizes.get(name, 1), bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name}={value!r}: give a whole number")
     width, heads = sizes.get("width", was["width"]), sizes.get("heads", was["heads"])
     more: dict[str, Any] = {}
     if was["head_width"] is not None:
         usual = was["head_width"] * was["heads"] == was["width"]
-        more["head_width"] = None if usual else max(1, was["head_width"] * width * was["heads"] // (was["width"] * heads))
+        more["head_width"] = 0 if usual else max(1, was["head_width"] * width * was["heads"] // (was["width"] * max(1, heads)))
     if was["kv_heads"] is not None:
         kv_heads = max(1, was["kv_heads"] * heads // was["heads"])
         more["kv_heads"] = next((n for n in range(kv_heads, 0, -1) if heads % n == 0), 1)
     if was["ffn_width"] is not None:
         more["ffn_width"] = max(1, was["ffn_width"] * width // was["width"])
     if was["rotary"] is not None:
-        new = sizes.get("head_width") or more["head_width"] or width // heads
+        new = sizes.get("head_width") or more["head_width"] or width // max(1, heads)
         turned = max(2, was["rotary"].width * new // was["head_width"] // 2 * 2)
         more["rotary"] = dataclasses.replace(was["rotary"], width=turned)
     if getattr(config, "decoder_layers", None) == was["layers"]:
-        more["decoder_layers"] = None
+        more["decoder_layers"] = 0
     return dataclasses.replace(config, **{**more, **sizes})
 
 

@@ -75,7 +75,7 @@ def from_hf(config: Mapping[str, Any]) -> GPT2Config:
     s.get("reorder_and_upcast_attn")  # the order of scaling; scores are float32 here in any case
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("n_positions"), layers=s.need("n_layer"), width=s.need("n_embd"),
-        heads=s.need("n_head"), ffn_width=s.whole("n_inner"), norm_epsilon=s.get("layer_norm_epsilon", 1e-5),
+        heads=s.need("n_head"), ffn_width=s.whole("n_inner") or 0, norm_epsilon=s.get("layer_norm_epsilon", 1e-5),
         activation=s.activation("activation_function", "gelu_new"), tied=s.get("tie_word_embeddings", True),
         attention_scale=None if s.get("scale_attn_weights", True) else 1.0, scale_by_layer=s.get("scale_attn_by_inverse_layer_idx", False),
         dropout=s.get("resid_pdrop", 0.1), embedding_dropout=s.get("embd_pdrop", 0.1), attention_dropout=s.get("attn_pdrop", 0.1),

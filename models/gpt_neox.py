@@ -77,7 +77,7 @@ def from_hf(config: Mapping[str, Any]) -> GPTNeoXConfig:
     bias, parallel = s.get("attention_bias", True), s.get("use_parallel_residual", True)
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("max_position_embeddings"), layers=s.need("num_hidden_layers"), width=width,
-        heads=heads, ffn_width=s.whole("intermediate_size"), norm_epsilon=s.get("layer_norm_eps", 1e-5),
+        heads=heads, ffn_width=s.whole("intermediate_size") or 0, norm_epsilon=s.get("layer_norm_eps", 1e-5),
         activation=s.activation("hidden_act", "gelu"), tied=s.get("tie_word_embeddings", False), qkv_bias=bias, out_bias=bias,
         parallel=parallel, dropout=s.get("hidden_dropout", 0.0), embedding_dropout=s.get("hidden_dropout", 0.0),
         attention_dropout=s.get("attention_dropout", 0.0),

@@ -58,7 +58,7 @@ def from_hf(config: Mapping[str, Any]) -> GPTJConfig:
     s.only("scale_attn_weights", True)
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.need("n_positions"), layers=s.need("n_layer"), width=width, heads=heads,
-        ffn_width=s.whole("n_inner"), norm_epsilon=s.get("layer_norm_epsilon", 1e-5), tied=s.get("tie_word_embeddings", False),
+        ffn_width=s.whole("n_inner") or 0, norm_epsilon=s.get("layer_norm_epsilon", 1e-5), tied=s.get("tie_word_embeddings", False),
         activation=s.activation("activation_function", "gelu_new"), dropout=s.get("resid_pdrop", 0.0),
         embedding_dropout=s.get("embd_pdrop", 0.0), attention_dropout=s.get("attn_pdrop", 0.0),
         rotary=Rotary(width=s.pairs(s.get("rotary_dim", 64), "rotary_dim"), interleaved=True), **s.tokens(),

@@ -24,8 +24,8 @@ _NEUTRAL = {
     "_name_or_path", "name_or_path", "gradient_checkpointing", "id2label", "label2id", "num_labels", "task_specific_params", "auto_map",
     "problem_type", "return_dict", "output_attentions", "output_hidden_states", "output_past", "torchscript", "finetuning_task",
     "classifier_dropout", "_attn_implementation", "attn_implementation", "_commit_hash", "tokenizer_class", "prefix", "keys_to_ignore",
-    "tokenizer_name", "decoder_start_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "chunk_size_feed_forward", "pruned_heads",
-    "output_router_logits", "n_ctx", "directionality", "tie_encoder_decoder",
+    "tokenizer_name", "decoder_start_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "chunk_size_feed_forward",
+    "output_router_logits", "n_ctx", "directionality",
     "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 }  # fmt: skip
 
@@ -37,6 +37,8 @@ class Switches:
         self.family, self.config = family, config
         self._read: set[str] = set(_NEUTRAL)
         self._wrong: list[str] = []
+        self.only("pruned_heads", {}, [])
+        self.only("tie_encoder_decoder", False)
         if family != "t5":
             self.only("is_encoder_decoder", False)
 
@@ -105,11 +107,21 @@ class Switches:
         both = self.section("rope_scaling") | self.section("rope_parameters")
         kind = both.pop("rope_type", None) or both.pop("type", None) or "default"
         both.pop("type", None)
-        base = self.get(base_name, self.get("rope_theta", base)) if both.get("rope_theta") is None else both["rope_theta"]
-        share = both.get("partial_rotary_factor") or self.get("partial_rotary_factor", share)
-        both = {k: v for k, v in both.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        width = self.pairs(int(head_width * share), f"{share} of the head's {head_width}")
-        return Rotary(width=width, base=float(base), scaling=self._scaling(kind, both))
+        beside = self.get(base_name, self.get("rope_theta", base))
+        base = self._number("rope_theta", both.pop("rope_theta", None), beside)
+        given = self._number("partial_rotary_factor", both.pop("partial_rotary_factor", None), self.get("partial_rotary_factor", share))
+        if base_name == "rope_theta" and given != share:  # only GPT-NeoX's reference turns a part of a head
+            self._wrong.append(f"partial_rotary_factor={given} is not supported (only {share})")
+        width = self.pairs(int(head_width * given), f"{given} of the head's {head_width}")
+        return Rotary(width=width, base=base, scaling=self._scaling(kind, both))
+
+    def _number(self, name: str, value: Any, default: float) -> float:
+        """A number above 0 (a share may be 0, which is then too few features); the default for None."""
+        value = default if value is None else value
+        if _kind(value) != "a number" or value < 0 or (value == 0 and name == "rope_theta"):
+            self._wrong.append(f"{name}={value!r} is no number above 0")
+            return 1.0
+        return float(value)
 
     def pairs(self, width: int, said: str) -> int:
         """A number of features that are turned in pairs."""
@@ -131,10 +143,14 @@ class Switches:
             return None
         if kind == "default":
             return None
-        given = {names[name]: value for name, value in rest.items() if value is not None}
-        if "factor" not in given:
-            self._wrong.append(f"rope_scaling.factor is missing for rope type {kind!r}")
+        needed = ("factor", *_NEEDED.get(kind, ()))
+        if missing := [f"rope_scaling.{name}" for name in needed if rest.get(name) is None]:
+            self._wrong.append(f"{', '.join(missing)} missing for rope type {kind!r}")
             return None
+        if odd := [f"rope_scaling.{name}={value!r}" for name, value in rest.items() if value is not None and _kind(value) is None]:
+            self._wrong.append(f"{', '.join(odd)} is no number")
+            return None
+        given = {names[name]: value for name, value in rest.items() if value is not None}
         try:
             return RopeScaling(kind=kind, **given)  # type: ignore[arg-type]
         except ValueError as error:
@@ -169,6 +185,10 @@ _SCALING: dict[str, dict[str, str]] = {
     },
 }
 """Kind -> their name of a field -> ours."""
+_NEEDED = {
+    "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("original_max_position_embeddings",),
+}
 
 
 def rope_scaling(rotary: Rotary) -> dict[str, Any] | None:
@@ -187,13 +207,14 @@ def written(family: str, architecture: str, config: Any, values: Mapping[str, An
     return {"architectures": [architecture], "model_type": family, **values, **tokens}
 
 
-_HOW_IT_RUNS = ("remat", "scan", "query_block", "dtype", "param_dtype", "init_scale", "capacity_factor")
+# What is no part of a trained model: how it runs, how it began, and what was dropped in training.
+_APART = ("remat", "scan", "query_block", "dtype", "param_dtype", "init_scale", "dropout", "embedding_dropout", "attention_dropout")
 
 
 def checked(from_hf: Any, config: Any, made: dict[str, Any]) -> dict[str, Any]:
     """`made`, if it says all that config does; ValueError names the fields that config.json has no words for."""
     again = from_hf(made)
-    fields = [f.name for f in dataclasses.fields(config) if f.name not in _HOW_IT_RUNS]
+    fields = [f.name for f in dataclasses.fields(config) if f.name not in _APART]
     if lost := [name for name in fields if getattr(config, name) != getattr(again, name)]:
         said = ", ".join(f"{name}={getattr(config, name)!r}" for name in lost)
         raise ValueError(f"{said}: config.json of {made['model_type']} cannot say so; use orbax, or another family")

@@ -78,6 +78,8 @@ def read_config(where: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       ValueError: there is none, or it is no JSON object.
     """
+    if not Path(where).exists():
+        raise ValueError(f"{where}: no such folder or file; give a folder of {CONFIG} and safetensors")
     path = Path(where) / CONFIG if Path(where).is_dir() else Path(where).parent / CONFIG
     if not path.is_file():
         raise ValueError(f"{where}: no {CONFIG} tells what model this is; put it there, or give the configuration")

@@ -93,7 +93,7 @@ def read(s: Switches, *, base: float = 10_000.0, epsilon: float = 1e-6, kv_heads
     head_width = s.get("head_dim", width // heads)
     return dict(
         vocab_size=s.need("vocab_size"), context=s.need("max_position_embeddings", context), layers=s.need("num_hidden_layers"),
-        width=width, heads=heads, kv_heads=s.get("num_key_value_heads", kv_heads or heads), head_width=head_width,
+        width=width, heads=heads, kv_heads=s.need("num_key_value_heads", kv_heads or heads), head_width=head_width,
         ffn_width=s.need("intermediate_size"), norm_epsilon=s.get("rms_norm_eps", epsilon), activation=s.activation("hidden_act", "silu"),
         tied=s.get("tie_word_embeddings", False), attention_dropout=float(s.get("attention_dropout", 0.0)),
         rotary=s.rotary(head_width, base=base), **s.tokens(),

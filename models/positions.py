@@ -55,6 +55,8 @@ class Rotary:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        if not self.base > 0:
+            raise ValueError(f"base={self.base}: frequencies are its powers, so give a number above 0")
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width={self.width}: rotary positions turn pairs of features, so it must be even")
 

@@ -257,7 +257,7 @@ def from_hf(config: Mapping[str, Any]) -> T5Config:
     activation = "gelu_tanh" if act == "gated-gelu" else ACTIVATIONS_OF.get(name, "relu")
     made = dict(
         vocab_size=s.need("vocab_size"), context=s.get("n_positions", 512), layers=s.need("num_layers"),
-        decoder_layers=s.whole("num_decoder_layers"), width=s.need("d_model"), heads=s.need("num_heads"), head_width=s.need("d_kv"),
+        decoder_layers=s.whole("num_decoder_layers") or 0, width=s.need("d_model"), heads=s.need("num_heads"), head_width=s.need("d_kv"),
         ffn_width=s.need("d_ff"), activation=activation, gated=gated,
         buckets=s.get("relative_attention_num_buckets", 32), max_distance=s.get("relative_attention_max_distance", 128),
         norm_epsilon=s.get("layer_norm_epsilon", 1e-6), tied=tied, scale_logits=scaled,

@@ -227,7 +227,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float32[Array, "batch vocab"], Cache]:
         """Logits of the token after each prompt, and a cache of `slots` tokens that holds the prompts.
 
-        tokens: prompts, padded at the end to one length with anything. lengths: tokens of each prompt, at least 1.
+        tokens: prompts, padded at the end to one length with any token of the vocabulary. lengths: tokens of each prompt, at least 1.
         Raises ValueError where seq is longer than `slots`, or those than the context.
         """
         seq, c = tokens.shape[1], self.config

@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_that_helps(capsys, arguments, hint):
 def test_a_folder_that_is_no_checkpoint_says_what_it_is(capsys, tmp_path):
     asked = ("generate", "--model", str(tmp_path), "--prompt", "a", *OFF)
     (tmp_path / "config.json").write_text('{"config": {"model": {}}}')
-    assert "is a run of experiments.train, which python -m experiments.generate takes" in refused(capsys, *asked)
+    assert "is a run's folder; python -m experiments.generate takes those of experiments.train" in refused(capsys, *asked)
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert "model_type 'mamba'; known are gpt2, " in refused(capsys, *asked)
     (tmp_path / "config.json").unlink()

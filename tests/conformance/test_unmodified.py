@@ -22,7 +22,7 @@ def slow_from(seconds: int) -> list:
     return [pytest.param(name, marks=[pytest.mark.slow] if p.seconds >= seconds else []) for name, p in PROGRAMS.items()]
 
 
-@pytest.mark.parametrize("name", slow_from(20))
+@pytest.mark.parametrize("name", slow_from(15))
 def test_a_program_gives_what_plain_jax_gives(name):
     assert_as_plain(PROGRAMS[name], on_wafer(PROGRAMS[name], (2, 2), (2, 2)))
 

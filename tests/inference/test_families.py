@@ -19,7 +19,7 @@ from wsejax.inference import Generator, Model
 
 pytestmark = pytest.mark.slow  # tests/cli/test_generate.py holds one of them in a few seconds
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
-GENERATING = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
+GENERATING = ["mistral", "mixtral", "falcon", "t5"]  # a window, experts, one key for all, an encoder; all families in tests/models
 
 
 def on_wafer() -> wse.Wafer:

@@ -16,7 +16,7 @@ from models.positions import RopeScaling, Rotary
 
 from .published import CONFIGS, SAID_BESIDES
 
-HOW_IT_RUNS = {"remat", "scan", "query_block", "dtype", "param_dtype", "init_scale", "capacity_factor"}
+HOW_IT_RUNS = {"remat", "scan", "query_block", "dtype", "param_dtype", "init_scale", "dropout", "embedding_dropout", "attention_dropout"}
 PRESETS = [f"{family.name}:{preset}" for family in FAMILIES.values() for preset in family.presets]
 ODD = "unheard-of"
 
@@ -107,7 +107,7 @@ OTHERWISE: dict[str, tuple[Any, ...]] = {
     "vocab_size": (77,), "context": (64,), "layers": (3,), "decoder_layers": (3,), "width": (64,), "heads": (4,), "kv_heads": (2,),
     "head_width": (32,), "ffn_width": (48,), "norm": ("rms", "layer"), "norm_epsilon": (0.25,), "positions": ("alibi", "rotary"),
     "rotary": (Rotary(width=2, base=7.0),), "alibi_bias_max": (4.0,), "parallel_norms": (2, 1),
-    "activation": ("tanh",), "window": (5,), "attention_scale": (0.75,), "clip_qkv": (3.0,), "experts": (3,), "experts_per_token": (1,),
+    "activation": ("tanh",), "window": (5,), "attention_scale": (0.75,), "clip_qkv": (3.0,), "capacity_factor": (1.25,), "experts": (3,), "experts_per_token": (1,),
     "balance_weight": (0.5,), "dropout": (0.25,), "embedding_dropout": (0.25,), "attention_dropout": (0.25,), "bos_token": (5,),
     "eos_tokens": ((3, 4),), "pad_token": (6,), "segments": (3,), "head_activation": ("tanh",), "padding_token": (7,), "buckets": (16,),
     "max_distance": (99,), "start_token": (9,),
@@ -138,6 +138,12 @@ def test_every_field_is_written_or_refused(name):
             assert model(family.from_hf(written)) == model(config), field.name
             outcomes["read back"] += 1
     assert outcomes["read back"] >= 10 and outcomes["refused"] >= 2, outcomes
+
+
+def test_what_is_dropped_in_training_is_written_where_there_are_words_for_it():
+    family, tiny = find("gpt2")
+    config = dataclasses.replace(tiny, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.3)
+    assert family.from_hf(family.to_hf(config)) == config
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
@@ -261,10 +267,10 @@ def test_what_is_not_supported_is_refused_by_name(name, key, value):
     ("scaling", "words"),
     [
         ({"rope_type": "longrope", "factor": 2.0}, "rope type 'longrope' is not supported"),
-        ({"type": "linear"}, "rope_scaling.factor is missing"),
+        ({"type": "linear"}, "rope_scaling.factor missing"),
         ({"type": "linear", "factor": 0.5}, "rope_scaling: factor=0.5"),
         ({"type": "linear", "factor": 2.0, "beta_fast": 32.0}, "rope_scaling.beta_fast=32.0 is not known"),
-        ({"rope_type": "llama3", "factor": 8.0}, "rope_scaling: original_context=None"),
+        ({"rope_type": "llama3", "factor": 8.0}, "rope_scaling.low_freq_factor, .*original_max_position_embeddings missing"),
         ("linear", "rope_scaling='linear' is not a group"),
     ],
 )

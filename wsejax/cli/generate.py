@@ -61,7 +61,10 @@ def find_source(model: str, dtype: str) -> Source:
     family = next((one for one in families.FAMILIES.values() if one.name == names[0] or one.model_type == names[1]), None)
     if family is None:
         if isinstance(said.get("config"), dict) and "model" in said["config"]:
-            raise ValueError(f"--model {folder}: is a run of experiments.train, which python -m experiments.generate takes")
+            raise ValueError(
+                f"--model {folder}: is a run's folder; python -m experiments.generate takes those of experiments.train, and what "
+                "experiments.finetune --export wrote is a model"
+            )
         raise ValueError(f"--model {folder}: config.json says model_type {names[1]!r}; known are {', '.join(families.FAMILIES)}")
     config = dataclasses.replace(model_file("matching").configuration(said, family, str(folder)), **kinds)
     return stored_source(folder, family, config, f"{family.name} of {folder}")

@@ -275,7 +275,7 @@ class Generation(Iterator[Int32[np.ndarray, " batch"]]):
             raise StopIteration
         start = time.perf_counter()
         if self._turn == 0:
-            given = (*_padded(self.prompts, self.programs.seq, self.model.pad_token), self._seen, self._keys)
+            given = (*_padded(self.prompts, self.programs.seq), self._seen, self._keys)
             new, self._state = self.programs.first(self._params, *given)
         else:
             new, self._state = self.programs.step(self._params, self._state, self._last, self._keys, np.int32(self._turn))
@@ -292,8 +292,8 @@ class Generation(Iterator[Int32[np.ndarray, " batch"]]):
         return self._last.copy()
 
 
-def _padded(prompts: Sequence[Sequence[int]], seq: int, pad: int) -> tuple[Int32[np.ndarray, "batch seq"], Int32[np.ndarray, " batch"]]:
-    tokens = np.full((len(prompts), seq), pad, np.int32)
+def _padded(prompts: Sequence[Sequence[int]], seq: int) -> tuple[Int32[np.ndarray, "batch seq"], Int32[np.ndarray, " batch"]]:
+    tokens = np.zeros((len(prompts), seq), np.int32)  # token 0 is in every vocabulary; a pad token may not be
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return tokens, np.array([len(p) for p in prompts], np.int32)

@@ -22,7 +22,7 @@ class Model:
 
     Attributes:
       prefill: (params, tokens int32 [batch, seq], lengths int32 [batch], slots) -> (logits [batch, vocab] of the token after each prompt,
-        a cache with room for `slots` tokens). Prompts are padded at the end, with anything.
+        a cache with room for `slots` tokens). Prompts are padded at the end, with any token.
       decode_step: (params, tokens int32 [batch], cache) -> (logits after these, the cache with them). With `store=` that function puts
         new entries into the leaves of the cache, (leaf [batch, slots, ...], new [batch, ...], lengths [batch]) -> leaf.
       context: most tokens of a sequence.
@@ -54,7 +54,9 @@ class Model:
         """
         if family.kind == "encoder":
             raise ValueError(f"{family.name} is an encoder, which makes no text: give a decoder, or an encoder with one")
-        pad = config.pad_token if config.pad_token is not None else next(iter(config.eos_tokens), 0)
+        # checkpoints name pad and end tokens that their own table does not have; fed back, these would be no numbers
+        ours = [token for token in (config.pad_token, *config.eos_tokens) if token is not None and 0 <= token < config.vocab_size]
+        pad = ours[0] if ours else 0
         return cls(
             lambda params, tokens, lengths, slots: family.prefill(config, params, tokens, lengths, slots),
             lambda params, tokens, cache, **store: family.decode_step(config, params, tokens, cache, **store),
