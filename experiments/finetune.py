@@ -46,6 +46,7 @@ from wsejax.training.state import TrainState, abstract_like, make_train_step
 from .recorder import Recorder, progress_bar
 from .reproduce import sources
 from .supervise import refuse, report_end
+from .task import activation_bytes
 from .train import save
 from .tuning import Settings, Tuning, initial_params, model_of
 
@@ -157,11 +158,10 @@ def load_examples(settings: Settings, path: Path, tuning: Tuning, tokenizer: Pat
 
 def training_bytes(tuning: Tuning, examples: Examples, batch: int) -> int:
     """Host memory of a training step, roughly: parameters, gradients and two moments (of adapters: parameters, those with adapters in
-    them, and their gradients), and activations as in `train.training_bytes`."""
-    config, (_, responses, time) = tuning.config, examples.arrays["tokens"].shape
-    layers, block = config.layers + getattr(config, "decoder_layers", 0), 24 * config.width + 3 * config.heads * time
-    kept = layers * config.width + block if config.remat != "none" else layers * block
-    return (12 if tuning.adapts else 16) * tuning.family.parameters(config) + 4 * responses * batch * time * (kept + 3 * config.vocab_size)
+    them, and their gradients), and activations."""
+    _, responses, time = examples.arrays["tokens"].shape
+    held = (12 if tuning.adapts else 16) * tuning.family.parameters(tuning.config)
+    return held + activation_bytes(tuning.config, responses * batch, time)
 
 
 def holds_something(folder: Path) -> bool:

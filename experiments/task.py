@@ -46,10 +46,9 @@ class ModelSettings:
     def config(self) -> Any:
         """The model's own configuration. Raises ValueError for sizes that do not fit together."""
         family, preset = find(self.name)
-        given = {name: getattr(self, name) for name in ("layers", "heads", "width", "context", "dropout", "remat")}
+        given = {name: getattr(self, name) for name in ("layers", "heads", "width", "context", "remat")}
         given = {name: value for name, value in given.items() if value is not None}
-        if self.dropout is not None:  # of everything that the family drops
-            given |= {name: self.dropout for name in ("embedding_dropout", "attention_dropout") if hasattr(preset, name)}
+        given |= dropouts(preset, self.dropout)
         for text in self.set:
             name, value = self._field(text)
             if name in given:
@@ -74,6 +73,20 @@ class ModelSettings:
             return name, ast.literal_eval(value)
         except (ValueError, SyntaxError):
             return name, value
+
+
+def dropouts(config: Any, rate: float | None) -> dict[str, float]:
+    """The fields of everything that a configuration drops, at one rate; none for None."""
+    names = ("dropout", "embedding_dropout", "attention_dropout")
+    return {} if rate is None else {name: rate for name in names if hasattr(config, name)}
+
+
+def activation_bytes(config: Any, sequences: int, time: int) -> int:
+    """Host memory of what a training step keeps for its backward pass, roughly: some 24 width-sized arrays and 3 score matrices a block, or
+    the block's input alone where it is recomputed; the logits thrice."""
+    layers, block = config.layers + getattr(config, "decoder_layers", 0), 24 * config.width + 3 * config.heads * time
+    kept = layers * config.width + block if config.remat != "none" else layers * block
+    return 4 * sequences * time * (kept + 3 * config.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -110,11 +123,9 @@ class Task:
 
     def training_loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
         """What is minimised: the loss, and for a mixture of experts its load-balancing loss times its weight."""
-        weight = getattr(self.config, "balance_weight", 0.0)
-        if not getattr(self.config, "experts", 0) or weight == 0.0:
-            return self.loss(params, batch, key)
-        logits, balance = self.family.bound(self.config, params).with_balance(batch["tokens"], key)
-        return cross_entropy(logits, batch["targets"]) + weight * balance
+        logits, balance = self.family.training_logits(self.config, params, *self.objective.inputs(batch), key=key)
+        loss = cross_entropy(logits, batch["targets"], batch.get("weights"))
+        return loss if balance is None else loss + balance
 
     @property
     def stochastic(self) -> bool:

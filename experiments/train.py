@@ -53,7 +53,7 @@ from .recorder import Recorder, progress_bar
 from .reproduce import check_same_run, origin_of, settings_of
 from .settings import Settings
 from .supervise import refuse, report_end, run_supervised
-from .task import Task, task_of
+from .task import Task, activation_bytes, task_of
 
 PROMPT = b"def "
 
@@ -116,13 +116,8 @@ def prepare(settings: Settings) -> Run:
 
 
 def training_bytes(task: Task, batch: int) -> int:
-    """Host memory of a training step, roughly: float32 parameters, gradients and two moments, and the activations
-    kept for the backward pass (some 24 width-sized arrays and 3 score matrices a block, or the block's input alone
-    where it is recomputed; the logits thrice)."""
-    config = task.config
-    layers, block = config.layers + getattr(config, "decoder_layers", 0), 24 * config.width + 3 * config.heads * config.context
-    kept = layers * config.width + block if config.remat != "none" else layers * block
-    return 16 * task.parameter_count + 4 * batch * config.context * (kept + 3 * config.vocab_size)
+    """Host memory of a training step, roughly: float32 parameters, gradients and two moments, and activations."""
+    return 16 * task.parameter_count + activation_bytes(task.config, batch, task.config.context)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from models import lora, weights
-from models.families import FAMILIES
+from models.families import described
 from models.family import Family
 from models.hf_files import read_config
 from models.matching import configuration
@@ -22,7 +22,7 @@ from wsejax.training.provenance import as_json
 from wsejax.training.state import TrainState, init_train_state
 
 from .settings import OptimiserSettings, WaferSettings
-from .task import ModelSettings, task_of
+from .task import ModelSettings, dropouts, task_of
 
 BYTES = "bytes"
 
@@ -199,21 +199,17 @@ class Tuning:
 
     def log_probabilities(self, params: Any, batch: Any) -> jax.Array:
         """log p of each response of a batch, in nats."""
-        return response_log_probability(self._logits(params, batch, None), batch["targets"], batch["weights"])
+        return response_log_probability(self._logits(params, batch, None)[0], batch["targets"], batch["weights"])
 
     def _response_loss(self, params: Any, batch: Any, key: Any) -> jax.Array:
         """Mean cross-entropy of the responses' tokens, with the load-balancing loss of a mixture of experts where there is one."""
-        weight = getattr(self.config, "balance_weight", 0.0)
-        if not getattr(self.config, "experts", 0) or weight == 0.0:
-            return cross_entropy(self._logits(params, batch, key), batch["targets"], batch["weights"])
-        bound = self.family.bound(self.config, params)
-        logits, balance = bound.with_balance(batch["tokens"], key, present=batch["present"])
-        return cross_entropy(logits, batch["targets"], batch["weights"]) + weight * balance
+        logits, balance = self._logits(params, batch, key)
+        loss = cross_entropy(logits, batch["targets"], batch["weights"])
+        return loss if balance is None else loss + balance
 
-    def _logits(self, params: Any, batch: Any, key: Any) -> jax.Array:
-        if self.family.kind == "decoder":
-            return self.family.apply(self.config, params, batch["tokens"], key)
-        return self.family.apply(self.config, params, batch["tokens"], batch["answer"], key, present=batch["present"])
+    def _logits(self, params: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
+        inputs = (batch["tokens"], batch["answer"]) if self.family.kind == "encoder-decoder" else (batch["tokens"],)
+        return self.family.training_logits(self.config, params, *inputs, key=key, present=batch["present"])
 
 
 def model_of(folder: Path | None, model: ModelSettings) -> tuple[Family, Any]:
@@ -229,16 +225,10 @@ def model_of(folder: Path | None, model: ModelSettings) -> tuple[Family, Any]:
         said = ", ".join("--model" if name == "name" else f"--model.{name}" for name in sizes)
         raise ValueError(f"{said} with --weights {folder}: its config.json says what the model is; leave that out")
     values = read_config(folder)
-    family = next((one for one in FAMILIES.values() if one.model_type == values.get("model_type")), None)
-    if family is None:
-        known = ", ".join(one.model_type for one in FAMILIES.values())
-        raise ValueError(f"--weights {folder}: config.json says model_type {values.get('model_type')!r}; known are {known}")
+    family = described(values, f"--weights {folder}")
     config = configuration(values, family, str(folder))
     given = {} if model.remat is None else {"remat": model.remat}
-    if model.dropout is not None:
-        names = ("dropout", "embedding_dropout", "attention_dropout")
-        given |= {name: model.dropout for name in names if hasattr(config, name)}
-    return family, dataclasses.replace(config, **given)
+    return family, dataclasses.replace(config, **given, **dropouts(config, model.dropout))
 
 
 def initial_params(family: Family, config: Any, folder: Path | None, seed: int, shardings: Any) -> Any:

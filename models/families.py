@@ -14,6 +14,20 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+def described(values: Mapping[str, Any], where: str) -> Family:
+    """The family that a config.json tells of: by `family`, as orbax's folders have it here, or by Hugging Face's `model_type`.
+
+    Raises:
+      ValueError: it names none that is known.
+    """
+    said = values.get("family"), values.get("model_type")
+    found = next((one for one in FAMILIES.values() if one.name == said[0] or one.model_type == said[1]), None)
+    if found is None:
+        known = ", ".join(one.model_type for one in FAMILIES.values())
+        raise ValueError(f"{where}: config.json says model_type {said[1]!r}; known are {known}")
+    return found
+
+
 def find(name: str) -> tuple[Family, Any]:
     """A family and one of its configurations from "family:preset"; of "family" alone the tiny one.
 

@@ -60,6 +60,21 @@ class Family:
         """What the module returns: float32 logits."""
         return self.bound(config, params)(*args, **kwargs)
 
+    def training_logits(
+        self, config: Any, params: PyTree, *inputs: Array, key: Array | None = None, present: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """Logits, and what a mixture of experts adds to the loss: its load-balancing loss times its weight; None where there is none.
+
+        present: 1 for tokens, 0 for padding; None: all are there. A decoder needs it for that loss alone.
+        """
+        module = self.bound(config, params)
+        if self.kind != "decoder":
+            return module(*inputs, key, present=present), None
+        if not config.experts or config.balance_weight == 0.0:
+            return module(*inputs, key), None
+        logits, balance = module.with_balance(*inputs, key, present=present)
+        return logits, config.balance_weight * balance
+
     def new_cache(self, config: Any, batch: int, slots: int) -> Any:
         """An empty cache of a decoder."""
         return self.bound(config, self.abstract(config)).new_cache(batch, slots)

@@ -47,20 +47,8 @@ def test_the_model_is_the_preset_with_overrides_over_bytes(name):
     family, preset = find(name)
     config = ModelSettings(name=name, layers=3, dropout=0.1).config()
     assert config.vocab_size == {"decoder": 256, "encoder": 257, "encoder-decoder": 262}[family.kind] and config.stochastic
-    kept = {
-        "width",
-        "heads",
-        "kv_heads",
-        "head_width",
-        "ffn_width",
-        "rotary",
-        "window",
-        "experts",
-        "activation",
-        "gated",
-        "tied",
-        "norm_epsilon",
-    }
+    sizes = {"width", "heads", "kv_heads", "head_width", "ffn_width", "rotary"}
+    kept = sizes | {"window", "experts", "activation", "gated", "tied", "norm_epsilon"}
     given = {"layers": 3, "dropout": 0.1, "context": 128} | {f: getattr(preset, f) for f in kept if hasattr(preset, f)}
     assert given == {field: getattr(config, field) for field in given}
 

@@ -3,6 +3,7 @@
 import pytest
 
 from models import presets
+from models.families import FAMILIES
 from wsejax.cost.llm import LLM
 
 
@@ -40,3 +41,24 @@ def test_names_do_not_collide():
 def test_an_unknown_name_lists_what_is_near():
     with pytest.raises(ValueError, match=r"name='llama-3.1-9b'.*llama-3\.1-8b"):
         presets.find("llama-3.1-9b")
+
+
+SPELLED = {"gpt2": ("gpt2-{}", "{}"), "gptj": ("gpt-j-{}",), "gpt_neox": ("gpt-neox-{}", "{}")}
+OTHERWISE = {"gpt2:small": "gpt2", "bert:base-uncased": "bert-base", "bert:large-uncased": "bert-large", "mistral:7b-v0.1": "mistral-7b"}
+
+
+def test_dimensions_that_families_have_too_are_the_same():
+    """Both are written out: a family's presets say what dimensions have no words for."""
+    seen = 0
+    for family in FAMILIES.values():
+        for preset, config in family.presets.items():
+            names = [pattern.format(preset) for pattern in SPELLED.get(family.name, (family.name + "-{}",))]
+            name = OTHERWISE.get(f"{family.name}:{preset}") or next((n for n in names if n in presets.PRESETS), None)
+            if name is None or preset == "tiny":
+                continue
+            dims, seen = presets.PRESETS[name], seen + 1
+            for field in ("layers", "width", "heads", "head_width", "ffn_width", "vocab_size", "context", "tied"):
+                assert getattr(config, field) == dims[field], (name, field)
+            assert getattr(config, "kv_heads", config.heads) == dims["kv_heads"], name
+            assert getattr(config, "gated", False) == dims["gated"] and (family.kind == "decoder") == dims["causal"], name
+    assert seen >= 40

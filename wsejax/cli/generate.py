@@ -57,15 +57,12 @@ def find_source(model: str, dtype: str) -> Source:
             raise ValueError(f"--model {model}: no such folder, and {error}") from None
         return random_source(model, family, dataclasses.replace(config, **kinds), "a preset has no trained weights")
     said = model_file("hf_files").read_config(folder)
-    names = said.get("family"), said.get("model_type")
-    family = next((one for one in families.FAMILIES.values() if one.name == names[0] or one.model_type == names[1]), None)
-    if family is None:
-        if isinstance(said.get("config"), dict) and "model" in said["config"]:
-            raise ValueError(
-                f"--model {folder}: is a run's folder; python -m experiments.generate takes those of experiments.train, and what "
-                "experiments.finetune --export wrote is a model"
-            )
-        raise ValueError(f"--model {folder}: config.json says model_type {names[1]!r}; known are {', '.join(families.FAMILIES)}")
+    if "family" not in said and isinstance(said.get("config"), dict) and "model" in said["config"]:
+        raise ValueError(
+            f"--model {folder}: is a run's folder; python -m experiments.generate takes those of experiments.train, and what "
+            "experiments.finetune --export wrote is a model"
+        )
+    family = families.described(said, f"--model {folder}")
     config = dataclasses.replace(model_file("matching").configuration(said, family, str(folder)), **kinds)
     return stored_source(folder, family, config, f"{family.name} of {folder}")
 
