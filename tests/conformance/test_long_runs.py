@@ -100,7 +100,7 @@ def test_a_checkpoint_gives_the_same_logits_on_another_wafer_and_in_plain_flax(t
         restored = checkpoints.restore(6, abstract_like(run.abstract_state, machine.state_shardings))
     tokens = np.arange(8 * 128, dtype=np.int32).reshape(8, 128) % 251
     assert run.wafer is not None
-    logits = jit(lambda p, t: run.apply(p, t, None), run.wafer)(restored.state.params, tokens)
+    logits = jit(run.task.apply, run.wafer)(restored.state.params, tokens)
     saved = np.load(tmp_path / "params.npz")
     for path, value in jax.tree_util.tree_leaves_with_path(restored.state.params):
         assert np.asarray(value).tobytes() == saved[jax.tree_util.keystr(path)].tobytes()
