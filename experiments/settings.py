@@ -97,6 +97,25 @@ def _decayed(params: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class LoopSettings:
+    """When to stop, and what to tell besides."""
+
+    patience: int | None = None
+    """Stop when the validation loss has not fallen for so many of its measurements. Left out: after the last step only."""
+    least_fall: float = 0.0
+    """A smaller fall of the validation loss is none, for --loop.patience."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, in the folder tensorboard."""
+
+    def check(self) -> None:
+        """Raises ValueError for a number that no run can have."""
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"--loop.patience {self.patience} is too small; give at least 1")
+        if not self.least_fall >= 0:
+            raise ValueError(f"--loop.least-fall {self.least_fall} must be 0 or above")
+
+
+@dataclass(frozen=True)
 class DistributedSettings:
     """One run in several processes, on one host or many: the same command in each, but for --distributed.process."""
 
@@ -172,6 +191,7 @@ class Settings:
     wafer: WaferSettings = field(default_factory=WaferSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
     supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
@@ -200,6 +220,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.loop.check()
         self.supervision.check(self.cluster.systems)
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
@@ -230,6 +251,7 @@ class Settings:
         for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
         values["model"] = identity_of(self.model)
+        del values["loop"]["tensorboard"]
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:
             values["wafer"] = {"off": True}
