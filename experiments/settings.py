@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import tyro
 
@@ -76,10 +77,15 @@ class OptimiserSettings:
     """Largest global norm of the gradient."""
 
     def schedule(self, steps: int) -> optax.Schedule:
-        """Learning rate over `steps` steps."""
-        return optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, min(self.warmup_steps, steps - 1), steps, self.learning_rate * self.final_fraction
-        )
+        """Learning rate over `steps` steps: linear from 0, then half a cosine. The fields may be traced, which optax's schedules refuse."""
+        rise = jnp.clip(self.warmup_steps, 0, steps - 1)
+
+        def rate(count: Any) -> Any:
+            done = jnp.clip((count - rise) / (steps - rise), 0.0, 1.0)
+            share = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+            return self.learning_rate * jnp.where(count < rise, count / jnp.maximum(rise, 1), share)
+
+        return rate
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""

@@ -87,6 +87,15 @@ class Run:
 def prepare(settings: Settings) -> Run:
     """Check everything that can be wrong before anything is written. Raises ValueError, OSError or MemoryError for
     the user to read."""
+    run = checked(settings)
+    if check_run_directory(settings.out, run.identity) and run.wafer is not None:
+        past = history(settings.out)
+        run = replace(run, wafer=run.wafer.kill(past.pes, past.links))
+    return run
+
+
+def checked(settings: Settings) -> Run:
+    """What the settings ask for, whatever the folder holds. Raises as `prepare`."""
     settings.check()
     task = task_of(settings.model)
     require_host_memory(
@@ -105,9 +114,6 @@ def prepare(settings: Settings) -> Run:
         check_same_run(settings.from_manifest, identity, corpus)
     # those that a wafer died of which is gone are not of the wafers that are left
     deaths = settings.deaths(wafer) if settings.cluster.instead_of is None else ()
-    if check_run_directory(settings.out, identity) and wafer is not None:
-        past = history(settings.out)
-        wafer = wafer.kill(past.pes, past.links)
     return Run(settings, task, corpus, wafer, settings.optimiser.build(settings.steps), identity, deaths)
 
 

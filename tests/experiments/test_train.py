@@ -85,7 +85,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].tobytes() == b[path].tobytes(), path
-    rows = [[{k: v for k, v in row.items() if not k.startswith("host_")} for row in read_metrics(out / "metrics.jsonl")] for out in (one, other)]
+    rows = [
+        [{k: v for k, v in row.items() if not k.startswith("host_")} for row in read_metrics(out / "metrics.jsonl")] for out in (one, other)
+    ]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(1, len(rows[0]) + 1))
     assert (one / "sample.txt").read_text() == (other / "sample.txt").read_text()

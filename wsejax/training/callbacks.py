@@ -115,7 +115,7 @@ class EarlyStop(Callback):
         return self._worse >= self._patience
 
     def row(self, trainer: Trainer, row: Row) -> None:
-        if self.seen(row) and not trainer.stopped:
+        if not self.stopped and self.seen(row):
             assert self.best is not None
             self.stopped = True
             self._say(f"{self._metric} was best after step {self.best[0]} ({self.best[1]:.4f}), {self._worse} measurements ago: stopping")
