@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import wsejax as wse
 from wsejax.training.accumulate import count_targets, value_and_grad
+from wsejax.training.ema import with_ema
+from wsejax.training.groups import Group, clipped, grouped
 from wsejax.training.noise import ALL, estimates, squared_norms
 from wsejax.training.objectives import cross_entropy
 
@@ -130,7 +132,7 @@ def test_on_a_wafer_it_has_the_same_bits_on_every_device_mesh():
 
 
 def test_a_streamed_step_over_two_wafers_is_the_plain_one():
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    tx = with_ema(clipped(grouped(optax.adamw, [Group("head", 0.5)], learning_rate=1e-2), norm=1.0), 0.9)
     f = value_and_grad(loss, micro_batches=2, weigh=count_targets, squares=squared_norms)
 
     def step(state, batch):
