@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from .attention import Attention, Bias, attend
+from .attention import Attention, Bias, Segments, attend
 from .config import ModelConfig
 from .family import Family
 from .hf import ACTIVATIONS_OF, NAMES_OF_ACTIVATIONS, Switches, checked, written
 from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
 from .positions import relative_bucket
 from .tables import Entry, dense, same
-from .transformer import Cache, Store, check_length, store
+from .transformer import Cache, Store, check_length, check_places, store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,18 +71,20 @@ class T5Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[..., tuple[Array, Array, Array]],
-        bias: Bias, causal: bool, source: tuple[Array, Array, Array] | None, key: Any,
+        bias: Bias, causal: bool, source: tuple[Array, Array, Array] | None, key: Any, own: Segments | None = None,
+        across: Segments | None = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Array, Array]]:  # fmt: skip
-        """source: keys and values of the encoder for this layer, and their positions."""
+        """source: keys and values of the encoder for this layer, and their positions. own, across: segments of the two attentions."""
         c = self.config
         keys = split_keys(key, 5)
         h = self.norm1(x)
         k, v, keys_at = keys_from(*self.attention.keys_values(h))
         how: dict[str, Any] = {"scale": 1.0, "dropout": c.dropout, "query_block": c.query_block}
-        mixed = attend(self.attention.q(h), k, v, at, keys_at, causal=causal, bias=bias, key=keys[0], **how)
+        mixed = attend(self.attention.q(h), k, v, at, keys_at, causal=causal, bias=bias, segments=own, key=keys[0], **how)
         x = x + drop(self.attention.out(mixed), c.dropout, keys[1])
         if self.cross is not None and self.cross_norm is not None and source is not None:
-            mixed = attend(self.cross.q(self.cross_norm(x)), *source[:2], at, source[2], causal=False, key=keys[2], **how)
+            q = self.cross.q(self.cross_norm(x))
+            mixed = attend(q, *source[:2], at, source[2], causal=False, segments=across, key=keys[2], **how)
             x = x + drop(self.cross.out(mixed), c.dropout, keys[3])
         return x + drop(self.mlp(self.norm2(x)), c.dropout, keys[4]), (k, v)
 
@@ -107,16 +109,16 @@ class Half(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[[Any], Any], caches: Any, source: Any,
-        source_at: Any, key: Any,
+        source_at: Any, key: Any, own: Segments | None = None, across: Segments | None = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Array, Array]]:  # fmt: skip
         c = self.config
         keys = None if key is None or not c.stochastic else jax.random.split(key, self.layers + 2)
         x = drop(x, c.dropout, None if keys is None else keys[0])
 
         def body(block: T5Block, x: Array, scanned: Any) -> tuple[Array, Any]:
-            own, of_source, key = scanned
+            cache, of_source, key = scanned
             there = None if of_source is None else (*of_source, source_at)
-            return block(x, at, keys_from(own), self.bias, self.causal, there, key)
+            return block(x, at, keys_from(cache), self.bias, self.causal, there, key, own, across)
 
         scanned = (caches, source, None if keys is None else keys[2:])
         x, kept = through(self.blocks, x, scanned, body, layers=self.layers, remat=c.remat, scan=c.scan)
@@ -137,16 +139,27 @@ class T5(nnx.Module):
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], answer: Int[Array, "batch answer"], key: Key[Array, ""] | None = None, *,
-        present: Int[Array, "batch seq"] | None = None,
+        present: Int[Array, "batch seq"] | None = None, segment_ids: Int[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None, answer_segment_ids: Int[Array, "batch answer"] | None = None,
+        answer_positions: Int[Array, "batch answer"] | None = None,
     ) -> Float32[Array, "batch answer vocab"]:  # fmt: skip
         """answer: begins with the start token. present: 1 for tokens, 0 for padding; None: all are there. A typed PRNG key turns dropout
-        on. Raises ValueError for a sequence longer than the context."""
+        on. segment_ids and positions: as in `Decoder.__call__`, of both sequences; an answer reads what has its own number.
+
+        Raises ValueError for a sequence longer than the context, places that are not one for each token, and segments of one sequence only.
+        """
+        if (segment_ids is None) != (answer_segment_ids is None):
+            raise ValueError("segment_ids of one sequence only: an answer reads what has its number, so give answer_segment_ids, too")
+        check_places(tokens, segment_ids=segment_ids, positions=positions)
+        check_places(answer, answer_segment_ids=answer_segment_ids, answer_positions=answer_positions)
+        pair = lambda queries, keys: None if queries is None or keys is None else (queries, keys)
         of_encoder, of_decoder = split_keys(key, 2)
         check_length(answer.shape[1], self.config.context, "answer")
-        source, source_at = self._source(tokens, present, of_encoder)
-        at = jnp.arange(answer.shape[1])[None, :]
+        source, source_at = self._source(tokens, present, of_encoder, pair(segment_ids, segment_ids), positions)
+        at = jnp.arange(answer.shape[1])[None, :] if answer_positions is None else answer_positions
         own = lambda cache: lambda k, v: (k, v, at)
-        x, _ = self.decoder(self.tokens(answer), at, own, None, source, source_at, of_decoder)
+        segments = pair(answer_segment_ids, answer_segment_ids), pair(answer_segment_ids, segment_ids)
+        x, _ = self.decoder(self.tokens(answer), at, own, None, source, source_at, of_decoder, *segments)
         return self._logits(x)
 
     def prefill(
@@ -181,13 +194,15 @@ class T5(nnx.Module):
         )  # fmt: skip
         return self._logits(x)[:, 0], {**cache, "k": k, "v": v, "position": position, "length": length + 1}
 
-    def _source(self, tokens: Array, present: Array | None, key: Any) -> tuple[tuple[Array, Array], Array]:
+    def _source(
+        self, tokens: Array, present: Array | None, key: Any, segments: Segments | None = None, positions: Array | None = None
+    ) -> tuple[tuple[Array, Array], Array]:
         """The encoder's keys and values for each layer of the decoder, and their positions."""
         check_length(tokens.shape[1], self.config.context)
-        at = jnp.arange(tokens.shape[1])[None, :]
+        at = jnp.arange(tokens.shape[1])[None, :] if positions is None else positions
         keys_at = at if present is None else jnp.where(present > 0, at, -1)
         own = lambda cache: lambda k, v: (k, v, keys_at)
-        read, _ = self.encoder(self.tokens(tokens), at, own, None, None, None, key)
+        read, _ = self.encoder(self.tokens(tokens), at, own, None, None, None, key, segments)
         graph, params = nnx.split(self.decoder.blocks)
         # layer by layer inside a scan, as everything that has layers
         of_layer = lambda carry, params: (carry, nnx.merge(graph, params).cross.keys_values(read))
