@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 
 from .attention import Attention, Segments, attend
 from .config import ModelConfig
-from .layers import ACTIVATIONS, MLP, drop, linear, norm, normal, split_keys, stack, through
+from .layers import ACTIVATIONS, MLP, drop, linear, norm, normal, split_keys, stack, through, times
 from .transformer import check_length, check_places
 
 
@@ -51,7 +51,7 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        scales: dict[str, Any] = {"scale": c.init_scale, "out_scale": c.init_scale}
+        scales: dict[str, Any] = dict.fromkeys(("scale", "out_scale"), c.init_scale * c.hidden_scale)
         self.config = c
         self.attention = Attention(
             c.width, c.heads, c.heads, c.head_width, qkv_bias=True, out_bias=True, **scales, **kinds
@@ -66,7 +66,7 @@ class EncoderBlock(nnx.Module):
         of_attention, of_weights, of_mlp = split_keys(key, 3)
         q, (k, v) = self.attention.q(x), self.attention.keys_values(x)
         mixed = attend(
-            q, k, v, at, keys_at, scale=c.head_width**-0.5, causal=False, segments=within, dropout=c.attention_dropout,
+            q, k, v, at, keys_at, scale=c.scores_scale, causal=False, segments=within, dropout=c.attention_dropout,
             key=of_weights, query_block=c.query_block,
         )  # fmt: skip
         x = self.norm1(x + drop(self.attention.out(mixed), c.dropout, of_attention))
@@ -87,7 +87,7 @@ class Encoder(nnx.Module):
         self.tokens, self.positions, self.segments = table(c.vocab_size), table(c.position_rows), table(c.segments)
         self.norm = norm("layer", c.width, c.norm_epsilon, bias=True, **kinds)
         self.blocks = stack(lambda rngs: EncoderBlock(c, rngs=rngs), c.layers, rngs)
-        self.head = linear(c.width, c.width, bias=True, scale=c.init_scale, **kinds)
+        self.head = linear(c.width, c.width, bias=True, scale=c.init_scale * c.hidden_scale, **kinds)
         self.head_norm = norm("layer", c.width, c.norm_epsilon, bias=True, **kinds)
         self.out = None if c.tied else linear(c.width, c.vocab_size, bias=True, scale=c.init_scale, **kinds)
         self.head_bias = nnx.Param(jnp.zeros(c.vocab_size, c.param_dtype))
@@ -125,7 +125,7 @@ class Encoder(nnx.Module):
         body = lambda block, x, key: (block(x, at, keys_at, key, within), None)
         x, _ = through(self.blocks, x, keys, body, layers=c.layers, remat=c.remat, scan=c.scan)
         act = ACTIVATIONS[c.activation if c.head_activation is None else c.head_activation]
-        x = self.head_norm(act(self.head(x)))
+        x = times(self.head_norm(act(self.head(x))), c.logits_scale)
         if self.out is not None:
             return self.out(x).astype(jnp.float32)
         return self.tokens.attend(x).astype(jnp.float32) + self.head_bias[...].astype(jnp.float32)[None, None, :]

@@ -18,7 +18,7 @@ from .attention import Attention, Bias, Segments, attend
 from .config import ModelConfig
 from .family import Family
 from .hf import ACTIVATIONS_OF, NAMES_OF_ACTIVATIONS, Switches, checked, written
-from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through, times
 from .positions import relative_bucket
 from .tables import Entry, dense, same
 from .transformer import Cache, Store, check_length, check_places, store
@@ -49,6 +49,14 @@ class T5Config(ModelConfig):
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
             raise ValueError(f"buckets={self.buckets}, max_distance={self.max_distance}: give a multiple of 4, and more than half of it")
 
+    @property
+    def scores_scale(self) -> float:
+        return self.base_head_width / self.head_width
+
+    @property
+    def logits_scale(self) -> float:
+        return super().logits_scale * (self.base_width**-0.5 if self.scale_logits else 1.0)
+
 
 class T5Block(nnx.Module):
     """Attention to its own sequence, in the decoder also to the encoder's, and an MLP, each after a norm and added to the stream."""
@@ -58,7 +66,7 @@ class T5Block(nnx.Module):
         inner = (c.heads * c.head_width) ** -0.5
         attention = lambda: Attention(
             c.width, c.heads, c.heads, c.head_width, qkv_bias=False, out_bias=False, scale=c.width**-0.5, out_scale=inner,
-            q_scale=(c.width * c.head_width) ** -0.5, **kinds,
+            q_scale=(c.width * c.base_head_width) ** -0.5, **kinds,
         )  # fmt: skip
         make_norm = lambda: norm("rms", c.width, c.norm_epsilon, bias=False, **kinds)
         self.config = c
@@ -79,7 +87,7 @@ class T5Block(nnx.Module):
         keys = split_keys(key, 5)
         h = self.norm1(x)
         k, v, keys_at = keys_from(*self.attention.keys_values(h))
-        how: dict[str, Any] = {"scale": 1.0, "dropout": c.dropout, "query_block": c.query_block}
+        how: dict[str, Any] = {"scale": c.scores_scale, "dropout": c.dropout, "query_block": c.query_block}
         mixed = attend(self.attention.q(h), k, v, at, keys_at, causal=causal, bias=bias, segments=own, key=keys[0], **how)
         x = x + drop(self.attention.out(mixed), c.dropout, keys[1])
         if self.cross is not None and self.cross_norm is not None and source is not None:
@@ -95,7 +103,7 @@ class Half(nnx.Module):
     def __init__(self, c: T5Config, layers: int, *, decoder: bool, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         self.config, self.layers, self.causal = c, layers, decoder
-        self.relative = nnx.Embed(c.buckets, c.heads, embedding_init=normal(c.width**-0.5), **kinds)
+        self.relative = nnx.Embed(c.buckets, c.heads, embedding_init=normal(c.base_width**-0.5), **kinds)
         self.blocks = stack(lambda rngs: T5Block(c, decoder=decoder, rngs=rngs), layers, rngs)
         self.norm = norm("rms", c.width, c.norm_epsilon, bias=False, **kinds)
 
@@ -135,7 +143,7 @@ class T5(nnx.Module):
         self.tokens = nnx.Embed(c.vocab_size, c.width, embedding_init=normal(1.0), **kinds)
         self.encoder = Half(c, c.layers, decoder=False, rngs=rngs)
         self.decoder = Half(c, c.decoder_layers, decoder=True, rngs=rngs)
-        self.head = None if c.tied else linear(c.width, c.vocab_size, bias=False, scale=c.width**-0.5, **kinds)
+        self.head = None if c.tied else linear(c.width, c.vocab_size, bias=False, scale=c.base_width**-0.5, **kinds)
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], answer: Int[Array, "batch answer"], key: Key[Array, ""] | None = None, *,
@@ -209,8 +217,7 @@ class T5(nnx.Module):
         return jax.lax.scan(of_layer, None, params)[1], keys_at
 
     def _logits(self, x: Float[Array, "batch seq width"]) -> Float32[Array, "batch seq vocab"]:
-        if self.config.scale_logits:
-            x = x * jnp.asarray(self.config.width**-0.5, x.dtype)
+        x = times(x, self.config.logits_scale)
         return (self.tokens.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from .attention import Attention, Bias, Segments, attend
 from .config import ModelConfig
 from .experts import Experts, load_balance
-from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through, times
 from .positions import Rotary, alibi_slopes, rotate
 
 Cache = dict[str, Any]
@@ -94,7 +94,8 @@ class Block(nnx.Module):
 
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        scale, last = c.init_scale, c.init_scale * (2 * c.layers) ** -0.5
+        scale = c.init_scale * c.hidden_scale
+        last = scale * (2 * c.layers) ** -0.5
         self.config = c
         make_norm = lambda: norm(c.norm, c.width, c.norm_epsilon, bias=c.norm_bias, **kinds)
         self.norm1 = make_norm()
@@ -105,7 +106,8 @@ class Block(nnx.Module):
         shared: dict[str, Any] = {"scale": scale, "out_scale": last, **kinds}
         if c.experts:
             self.experts = Experts(
-                c.width, c.ffn_width, c.experts, c.experts_per_token, c.activation, capacity_factor=c.capacity_factor, **shared
+                c.width, c.ffn_width, c.experts, c.experts_per_token, c.activation, capacity_factor=c.capacity_factor,
+                router_scale=scale * c.hidden_scale, **shared,
             )  # fmt: skip
         else:
             self.mlp = MLP(c.width, c.ffn_width, c.activation, gated=c.gated, bias=c.mlp_bias, **shared)
@@ -125,7 +127,7 @@ class Block(nnx.Module):
         if c.rotary is not None:
             q, k = rotate(q, at, c.rotary), rotate(k, at, c.rotary)
         k, v, keys_at = keys_from(k, v)
-        scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
+        scale = c.scores_scale
         mixed = attend(
             q, k, v, at, keys_at, scale=scale / (layer + 1) if c.scale_by_layer else scale, causal=True, window=c.window,
             bias=alibi(c), segments=segments, dropout=c.attention_dropout, key=of_weights, query_block=c.query_block,
@@ -147,7 +149,7 @@ def alibi(c: DecoderConfig) -> Bias | None:
         coarse = jnp.asarray(slopes.astype(jnp.bfloat16).astype(np.float32))
         # said to XLA, which may leave out what a cast there and back would round
         rounded = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        return lambda queries, keys: rounded(coarse * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.head_width**-0.5
+        return lambda queries, keys: rounded(coarse * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.base_head_width**-0.5
     return lambda queries, keys: jnp.asarray(slopes) * keys[:, None, None, :].astype(jnp.float32)
 
 
@@ -217,6 +219,7 @@ class Decoder(nnx.Module):
         return self.logits(x), jnp.zeros(()) if loads is None else load_balance(loads)
 
     def logits(self, x: Float[Array, "*batch width"]) -> Float32[Array, "*batch vocab"]:
+        x = times(x, self.config.logits_scale)
         logits = (self.tokens.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
         if self.head_bias is None:
             return logits
