@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from . import int8_files
 from .positions import RopeScaling, Rotary
 
 ACTIVATIONS_OF = {
@@ -161,8 +162,8 @@ class Switches:
         """Raises ValueError that lists everything that is missing, unsupported or unknown."""
         if (given := self.config.get("model_type")) is not None and given != self.family:
             self._wrong.insert(0, f"model_type={given!r} is another family's")
-        if self.get("quantization_config") is not None:
-            self._wrong.append("quantization_config: weights are quantised; give a checkpoint in float32, float16 or bfloat16")
+        if (quantised := self.get("quantization_config")) is not None and (why := int8_files.refusal(quantised)):
+            self._wrong.append(f"quantization_config: weights are quantised, and {why}")
         unknown = [f"{name}={value!r}" for name, value in self.config.items() if name not in self._read and value is not None]
         if unknown:
             self._wrong.append(f"unknown switches {', '.join(unknown)}: remove them if they change nothing")

@@ -158,7 +158,7 @@ def _wrong_dtypes(plan: Sequence[Line], found: Mapping[str, Stored], dtype: Any)
         paths = " and ".join(line.entry.paths)
         dtypes = {str(found[name].dtype): found[name].dtype for name in line.names if name in found}
         for odd in (one for one in dtypes.values() if not jnp.issubdtype(one, jnp.floating)):
-            yield f"{line.entry.name} ({paths}): is {odd}, which is no dtype of trained weights; quantised files are not read"
+            yield f"{line.entry.name} ({paths}): is {odd}, which is no dtype of trained weights; no config.json says how it is quantised"
         if dtype is None and len(dtypes) > 1:
             yield f"{line.entry.name} ({paths}): is of dtypes {', '.join(sorted(dtypes))}, and one array cannot be; give dtype"
         if dtype is None and any(dtype_in_jax(one) != one for one in dtypes.values()):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from . import hf_files
+from . import hf_files, int8_files
 from .family import Family
 from .hf_files import Made
 from .matching import Line, asked_dtype, check_params, configuration, flat, fresh, lines, matched, nested, spread
@@ -49,7 +49,7 @@ def load(
       shardings: one `jax.sharding.Sharding` for all parameters, or a nested dict of them like the parameters, such as
         `lowered.in_shardings[0]` of a wafer's function. Left out, all go to JAX's default device. Every process of several fills what its
         devices hold.
-      dtype: cast all parameters to it; left out, each keeps the dtype of its tensors.
+      dtype: cast all parameters to it; left out, each keeps the dtype of its tensors. int8 weights become floats (see `int8_files`).
       report: told (bytes read, bytes to read) after every tensor.
 
     Raises:
@@ -60,7 +60,7 @@ def load(
     if config is None:
         config = configuration(hf_files.read_config(where), family, str(where))
     plan = lines(family, config)
-    found = matched(hf_files.read_tensors(where), plan, family, config, str(where), dtype)
+    found = matched(int8_files.dequantised(hf_files.read_tensors(where), where), plan, family, config, str(where), dtype)
     placed = spread(shardings, [path for line in plan for path in line.entry.paths])
     total, done = sum(one.nbytes for one in found.values()), 0
     params: dict[str, jax.Array] = {}
