@@ -213,7 +213,7 @@ def test_what_cannot_be_measured_is_refused(name):
 
 
 def test_what_nobody_looked_into_is_listed():
-    sizes = np.array([2, 3], np.int32)
+    sizes = jnp.array([2, 3], jnp.int32)
     f = lambda w, x: lax.ragged_dot(x @ w, jnp.stack([V, V]), sizes)
     found = measure_activation_sparsity(f, W, X)
     assert [name for name, _ in found.not_counted] == ["ragged_dot_general"] and len(found.products) == 1
