@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from wsejax.training import provenance
-from wsejax.training.data import Corpus, train_batches
 from wsejax.training.distributed import CommonStop, is_first, process_count
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import MetricsLog
@@ -66,10 +65,10 @@ class Feed:
     """The training batches, of which each process reads the rows that its devices need. The batches, and the place in them that a
     checkpoint keeps, are the same in however many processes."""
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int, shardings: Any, like: Any, maker: Any):
-        """like: a batch; maker: as of `train_batches`."""
+    def __init__(self, make: Callable[[Any], Any], shardings: Any, like: Any):
+        """make: from the rows that are read (None: all) an iterator over batches. like: a batch."""
         self._share = None if process_count() == 1 else Share.of(shardings, like)
-        self._batches = train_batches(corpus, batch_size=batch_size, seed=seed, rows=self._share and self._share.rows, maker=maker)
+        self._batches = make(self._share and self._share.rows)
 
     def __next__(self) -> Any:
         batch = next(self._batches)

@@ -39,7 +39,8 @@ def run_steps(
     settings: Any, folder: Path, console: Console, manifest: Provenance, *, abstract_state: Any, shardings: Any,
     initial: Callable[[], Any], advance: Callable[..., Any], batches: Any, tokens: int, validate: Callable[[Any], float] | None,
     unit: str = "nats/byte", measures: Sequence[Callback] = (), deadline_seconds: float | None = None,
-    watching: Callable[[Checkpointer, distributed.Watch], Callback] | None = None,
+    watching: Callable[[Checkpointer, distributed.Watch], Callback] | None = None, 
+    where: Callable[[int], str] = lambda step: "",
 ) -> tuple[Any, MetricsLog, bool]:  # fmt: skip
     """Go on from the newest good checkpoint in a folder, or begin, and train to the end or until told to stop.
 
@@ -49,6 +50,7 @@ def run_steps(
       advance: the step. batches: an iterator with get_state and set_state. tokens: in a batch.
       validate: the loss of a state on what is held out; None: there is nothing.
       measures: callbacks that add to rows.
+      where: says of a step whose loss is not finite where that came from.
       watching: makes what looks after the machine between two steps, from what saves and what watches other processes.
 
     Returns the state, the metrics, and whether the run is complete.
@@ -82,10 +84,11 @@ def run_steps(
         writes: list[Callback] = [Log(log, bar.console, unit), ProgressBar(bar, tokens)]
         if loop.tensorboard and distributed.is_first():
             writes.append(stack.enter_context(TensorBoard(folder / "tensorboard", step=start)))
-        advice = f"start in another --out with a lower --optimiser.learning-rate than {settings.optimiser.learning_rate}"
+        rate = settings.optimiser.learning_rate
+        guard = NaNGuard(f"start in another --out with a lower --optimiser.learning-rate than {rate}", where)
         evaluate = [] if validate is None else [Periodic(settings.eval_every, lambda state: {"validation_loss": validate(state)})]
         callbacks = [
-            Stopper(lambda: stop.asked or over), *looks_after, _Peers(peers), NaNGuard(advice), *evaluate, *measures, Throughput(tokens),
+            Stopper(lambda: stop.asked or over), *looks_after, _Peers(peers), guard, *evaluate, *measures, Throughput(tokens),
             *([early] if early else []), *writes, saver,
         ]  # fmt: skip
         trainer = Trainer(advance, state, batches, steps=settings.steps, step=start, callbacks=callbacks)

@@ -18,9 +18,14 @@ from wsejax.cli.emulated import WaferSettings
 from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
+from wsejax.training.precision import Policy
+from wsejax.training.precision import policy as policy_of
 
+from .features import DocumentSettings, LossScaleSettings, SparsitySettings, transformation
 from .supervise import Supervision
 from .task import ModelSettings, identity_of
+
+FLOAT32 = policy_of("float32")
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,15 @@ class OptimiserSettings:
     """Decay of the second moment; short runs want less than the usual 0.999."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on arrays of two or more axes (not on norms and biases)."""
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None: no bound."""
+    clip_value: float | None = None
+    """Largest magnitude of each number of the gradient instead; then --optimiser.clip-norm must be None."""
+    group: Annotated[tuple[tuple[str, float, float], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN TIMES DECAY")] = ()
+    """Parameters whose path this regular expression matches learn at so many times the rate, with a weight decay of their own (nan: the
+    usual one). May be given several times; the first that matches counts."""
+    ema_decay: float | None = None
+    """Keep an average of the parameters in which a step counts by this much less than the next; it is what is validated and sampled."""
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Learning rate over `steps` steps: linear from 0, then half a cosine. The fields may be traced, which optax's schedules refuse."""
@@ -87,10 +99,22 @@ class OptimiserSettings:
 
         return rate
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` steps."""
-        adamw = optax.adamw(self.schedule(steps), b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay, mask=_decayed)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+    def build(
+        self, steps: int, *, model: tuple[Any, Any] = (None, None), policy: Policy = FLOAT32, loss_scale: LossScaleSettings | None = None,
+        sparsity: SparsitySettings | None = None, seed: int = 0,
+    ) -> optax.GradientTransformation:  # fmt: skip
+        """The optimiser of a run of `steps` steps. model: (family, configuration), for those in muP. Raises ValueError for settings that do
+        not fit together."""
+        return transformation(
+            self, steps, policy=policy, loss_scale=loss_scale or LossScaleSettings(), sparsity=sparsity or SparsitySettings(), seed=seed,
+            model=model, decayed=_decayed,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Raises ValueError for a number that no run can have."""
+        for name in ("learning_rate", "clip_norm", "clip_value"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"--optimiser.{name.replace('_', '-')} {value} must be above 0")
 
 
 # "gate", "up" and "down" of experts, which are no layers of their own, "a" and "b" of adapters
@@ -112,11 +136,17 @@ class LoopSettings:
     """A smaller fall of the validation loss is none, for --loop.patience."""
     tensorboard: bool = False
     """Write TensorBoard's event files too, in the folder tensorboard."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale, from micro-batches (McCandlish et al. 2018)."""
+    norms_every: int | None = None
+    """Steps between rows with the norm of each parameter."""
 
     def check(self) -> None:
         """Raises ValueError for a number that no run can have."""
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"--loop.patience {self.patience} is too small; give at least 1")
+        if self.norms_every is not None and self.norms_every < 1:
+            raise ValueError(f"--loop.norms-every {self.norms_every} is too small; give at least 1")
         if not self.least_fall >= 0:
             raise ValueError(f"--loop.least-fall {self.least_fall} must be 0 or above")
 
@@ -187,6 +217,13 @@ class Settings:
     may be given besides, such as --out, --keep, --wafer.devices, or --data where they lie now; data of other content are
     refused."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    precision: Literal["float32", "bfloat16", "float16", "cb16"] = "float32"
+    """What the model computes in; its parameters and the optimiser are float32. cb16 is Cerebras' 1-6-9."""
+    micro_batches: int = 1
+    """Parts that a batch is worked on in, one after the other; must divide it. Up to rounding, changes no number."""
+    loss_scale: LossScaleSettings = field(default_factory=LossScaleSettings)
+    sparsity: SparsitySettings = field(default_factory=SparsitySettings)
+    documents: DocumentSettings = field(default_factory=DocumentSettings)
     kill_pe: Annotated[tuple[tuple[int, int, int], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STEP ROW COL")] = ()
     """The PE at this physical row and column dies after this step; the run goes on without it, with the very same
     losses."""
@@ -211,6 +248,7 @@ class Settings:
             "checkpoint_every": 1,
             "keep": 2,
             "sample_bytes": 1,
+            "micro_batches": 1,
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -223,9 +261,11 @@ class Settings:
             raise ValueError(f"--cluster.systems {self.cluster.systems}: more wafers than the {self.batch} sequences of a batch (--batch)")
         if self.wafer.off and self.cluster != ClusterSettings():
             raise ValueError("--wafer.off with --cluster flags: plain JAX on one device has no cluster; leave one of them out")
-        for name in ("learning_rate", "clip_norm"):
-            if getattr(self.optimiser, name) <= 0:
-                raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.optimiser.check()
+        if self.batch % self.micro_batches:
+            raise ValueError(f"--micro-batches {self.micro_batches}: must divide the {self.batch} sequences of a batch (--batch)")
+        if self.loop.noise_scale and self.micro_batches == 1:
+            raise ValueError("--loop.noise-scale compares the gradients of micro-batches: give --micro-batches 2 or more")
         self.loop.check()
         self.supervision.check(self.cluster.systems)
 
@@ -256,7 +296,7 @@ class Settings:
         values = dataclasses.asdict(self)
         for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
-        values["model"] = identity_of(self.model)
+        values["model"] = identity_of(self.model, self.precision)
         del values["loop"]["tensorboard"]
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:

@@ -27,19 +27,21 @@ from rich.table import Table
 import wsejax as wse
 from wsejax.report import plot_sweep
 from wsejax.training.callbacks import DivergedError, Log, NaNGuard, Periodic, ProgressBar, Stopper, progress_bar
-from wsejax.training.data import train_batches
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import MetricsLog, RunDirectory
 from wsejax.training.shares import lay_out
 from wsejax.training.state import init_train_state
 from wsejax.training.trainer import Trainer
 
-from .settings import OptimiserSettings, Settings
+from .features import pruned
+from .run import Run, checked, optimiser_of, train_step
+from .settings import Settings
 from .supervise import refuse
-from .train import Run, checked, train_step
+from .train import validation_loss
 
 RESULTS = "results.jsonl"
-SCALARS = tuple(f"optimiser.{f.name}" for f in dataclasses.fields(OptimiserSettings) if f.type in ("float", "int"))
+OPTIMISER = ("learning_rate", "warmup_steps", "final_fraction", "beta1", "beta2", "weight_decay", "clip_norm")
+SCALARS = tuple(f"optimiser.{name}" for name in OPTIMISER)
 """Settings that the step takes as arguments."""
 SHARED = (*SCALARS, "seed")
 _FREE = ("out", "keep", "checkpoint_every", "sample_bytes")
@@ -136,6 +138,7 @@ class Programs:
     evaluate: Callable[..., Any]
     state_shardings: Any
     params_shardings: Any
+    held_out: Sequence[Any]
 
 
 def programs_of(run: Run) -> Programs:
@@ -143,28 +146,31 @@ def programs_of(run: Run) -> Programs:
 
     def init(seed: Any) -> Any:
         params = run.task.family.init(run.task.config, jax.random.key(seed))
-        return init_train_state(params, run.tx, seed=seed)
+        state = init_train_state(params, run.tx, seed=seed)
+        return dataclasses.replace(state, params=pruned(state.params, state.opt_state, run.settings.sparsity))
 
     def step(state: Any, scalars: Mapping[str, Any], batch: Any) -> Any:
         optimiser = dataclasses.replace(run.settings.optimiser, **scalars)
         settings = dataclasses.replace(run.settings, optimiser=optimiser)
-        return train_step(dataclasses.replace(run, settings=settings, tx=optimiser.build(settings.steps)))(state, batch)
+        return train_step(dataclasses.replace(run, settings=settings, tx=optimiser_of(settings, run.task)))(state, batch)
 
     shapes = run.abstract_state, scalars_of(run.settings), run.held_out[0]
     if run.wafer is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         compiled = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
         evaluate = jax.jit(run.task.loss).lower(shapes[0].params, shapes[2]).compile()
-        return Programs(jax.jit(init), compiled, evaluate, device, device)
+        return Programs(jax.jit(init), compiled, evaluate, device, device, run.held_out)
     lowered = wse.jit(step, run.wafer, donate_argnums=0).lower(*shapes)
     evaluating = wse.jit(run.task.loss, run.wafer).lower(shapes[0].params, shapes[2])
-    return Programs(jax.jit(init), lowered.compile(), evaluating.compile(), lowered.in_shardings[0], evaluating.in_shardings[0])
+    return Programs(
+        jax.jit(init), lowered.compile(), evaluating.compile(), lowered.in_shardings[0], evaluating.in_shardings[0], run.held_out
+    )
 
 
 def scalars_of(settings: Settings) -> dict[str, jax.Array]:
     """What a step takes besides state and batch."""
-    names = [name.partition(".")[2] for name in SCALARS]
-    return {name: jnp.float32(getattr(settings.optimiser, name)) for name in names}
+    given = {name: getattr(settings.optimiser, name) for name in OPTIMISER}
+    return {name: jnp.float32(value) for name, value in given.items() if value is not None}
 
 
 def key_of(settings: Settings) -> str:
@@ -172,7 +178,8 @@ def key_of(settings: Settings) -> str:
     values = settings.identity()
     for name in (*SHARED, *_FREE):
         first, _, rest = name.partition(".")
-        (values[first] if rest else values).pop(rest or first, None)
+        if value_of(settings, name) is not None:  # clipping or none is another program
+            (values[first] if rest else values).pop(rest or first, None)
     return json.dumps(values, sort_keys=True, default=str)
 
 
@@ -180,11 +187,10 @@ def train_one(run: Run, programs: Programs, console: Console, bar: Any, stop: Gr
     """A run from its first step. Returns its losses, `diverged` where they are no numbers; None when stopped."""
     settings, scalars = run.settings, scalars_of(run.settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    batches = train_batches(run.corpus, batch_size=settings.batch, seed=settings.seed, maker=run.task.maker)
+    machine: Any = programs  # has what a validation asks of one
 
     def validate(state: Any) -> dict[str, float]:
-        params = jax.device_put(state.params, programs.params_shardings)
-        return {"validation_loss": float(np.mean([float(programs.evaluate(params, batch)) for batch in run.held_out]))}
+        return {"validation_loss": validation_loss(run, machine, run.averaged(state))}
 
     with MetricsLog(settings.out / "metrics.jsonl", step=0, report=console.print) as log:
         callbacks = [
@@ -193,7 +199,7 @@ def train_one(run: Run, programs: Programs, console: Console, bar: Any, stop: Gr
         ]  # fmt: skip
         state = lay_out(programs.init(settings.seed), programs.state_shardings)
         trainer = Trainer(
-            lambda state, batch: programs.step(state, scalars, batch), state, batches, steps=settings.steps, callbacks=callbacks
+            lambda state, batch: programs.step(state, scalars, batch), state, run.batches(), steps=settings.steps, callbacks=callbacks
         )
         del state
         try:

@@ -14,7 +14,9 @@ import tyro
 
 from models.families import find
 from models.family import Family, resized
-from wsejax.training.objectives import Objective, cross_entropy, objective_of
+from wsejax.training.objectives import Objective, cross_entropy, objective_of, places
+from wsejax.training.precision import Policy
+from wsejax.training.precision import policy as policy_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class ModelSettings:
         """Raises ValueError for a name that there is not."""
         return find(self.name)[0]
 
-    def config(self) -> Any:
-        """The model's own configuration. Raises ValueError for sizes that do not fit together."""
+    def config(self, dtype: str = "float32") -> Any:
+        """The model's own configuration. dtype: of its activations, where no flag says another. Raises ValueError for sizes that do not fit
+        together."""
         family, preset = find(self.name)
         given = {name: getattr(self, name) for name in ("layers", "heads", "width", "context", "remat")}
         given = {name: value for name, value in given.items() if value is not None}
@@ -54,6 +57,8 @@ class ModelSettings:
             if name in given:
                 raise ValueError(f"--model.set {text}: {name} is given already; give it once")
             given[name] = value
+        if dtype != "float32" and given.setdefault("dtype", dtype) != dtype:
+            raise ValueError(f"--model.set dtype={given['dtype']}: --precision has the model compute in {dtype}; leave one of them out")
         context = given.get("context", preset.context)
         least = objective_of(family.kind, context).vocabulary
         if isinstance(size := given.setdefault("vocab_size", least), int) and size < least:
@@ -91,10 +96,11 @@ def activation_bytes(config: Any, sequences: int, time: int) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A model and its objective, as pure functions."""
+    """A model and its objective, as pure functions. policy: the precision of the losses."""
 
     family: Family
     config: Any
+    policy: Policy
 
     @property
     def objective(self) -> Objective:
@@ -113,17 +119,23 @@ class Task:
         """Random parameters."""
         return self.family.init(self.config, jax.random.key(seed))
 
-    def apply(self, params: Any, *inputs: Any) -> jax.Array:
+    def apply(self, params: Any, *inputs: Any, **places: Any) -> jax.Array:
         """Logits; the last input may be a PRNG key, which turns dropout on."""
-        return self.family.apply(self.config, params, *inputs)
+        return self.family.apply(self.config, params, *inputs, **places)
 
     def loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
         """Mean loss of a batch, in nats per byte that is asked for."""
-        return self.objective.loss(partial(self.apply, params), batch, key)
+        return self.policy.apply(lambda params, batch, key: self.objective.loss(partial(self.apply, params), batch, key))(
+            params, batch, key
+        )
 
     def training_loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
         """What is minimised: the loss, and for a mixture of experts its load-balancing loss times its weight."""
-        logits, balance = self.family.training_logits(self.config, params, *self.objective.inputs(batch), key=key)
+        return self.policy.apply(self._training_loss)(params, batch, key)
+
+    def _training_loss(self, params: Any, batch: Any, key: Any) -> jax.Array:
+        inputs = self.objective.inputs(batch)
+        logits, balance = self.family.training_logits(self.config, params, *inputs, key=key, **places(batch))
         loss = cross_entropy(logits, batch["targets"], batch.get("weights"))
         return loss if balance is None else loss + balance
 
@@ -133,11 +145,12 @@ class Task:
         return self.config.stochastic
 
 
-def task_of(settings: ModelSettings) -> Task:
+def task_of(settings: ModelSettings, precision: str = "float32") -> Task:
     """Raises ValueError for a name that there is not, or sizes that do not fit together."""
-    return Task(settings.family(), settings.config())
+    policy = policy_of(precision)
+    return Task(settings.family(), settings.config(policy.compute_dtype), policy)
 
 
-def identity_of(settings: ModelSettings) -> dict[str, Any]:
+def identity_of(settings: ModelSettings, precision: str = "float32") -> dict[str, Any]:
     """The model as it was resolved, as JSON values."""
-    return {"name": settings.name, **dataclasses.asdict(settings.config())}
+    return {"name": settings.name, **dataclasses.asdict(task_of(settings, precision).config)}

@@ -13,162 +13,42 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 import tyro
 from rich.console import Console
 
 import wsejax as wse
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training import distributed
-from wsejax.training.callbacks import Callback, Checkpointer
-from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
-from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
+from wsejax.training.callbacks import Callback, Checkpointer, Noise, Periodic, parameter_norms
+from wsejax.training.checkpoint import Checkpoints
+from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, survive
 from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
     MetricsLog,
-    available_host_bytes,
-    check_run_directory,
-    require_host_memory,
     write_atomically,
 )
 from wsejax.training.sampling import continue_text
 from wsejax.training.shares import lay_out
-from wsejax.training.state import TrainState, init_train_state, make_train_step
+from wsejax.training.state import TrainState, abstract_like
 from wsejax.training.tether import tether
 from wsejax.training.trainer import Trainer
 
-from .processes import Feed, facts, held_out_on
-from .reproduce import check_same_run, origin_of, settings_of
+from .features import pruned_shares
+from .processes import Feed, facts
+from .reproduce import origin_of, settings_of
+from .run import Machine, Run, on_machine, prepare, train_step
 from .running import concluded, run_steps
 from .settings import Settings
 from .supervise import refuse, run_supervised
-from .task import Task, activation_bytes, task_of
 
 PROMPT = b"def "
-
-
-@dataclass(frozen=True)
-class Run:
-    """A checked configuration and what it stands for; making one writes nothing."""
-
-    settings: Settings
-    task: Task
-    corpus: Corpus
-    wafer: wse.Wafer | None
-    tx: optax.GradientTransformation
-    identity: dict[str, Any]
-    deaths: tuple[Death, ...] = ()
-
-    def initial_state(self) -> TrainState:
-        """The state before the first step, on the default device."""
-
-        seed = self.settings.seed
-        return jax.jit(lambda: init_train_state(self.task.init(seed), self.tx, seed=seed))()
-
-    @cached_property
-    def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state."""
-        return jax.eval_shape(self.initial_state)
-
-    @cached_property
-    def held_out(self) -> list[Batch]:
-        """The validation batches."""
-        settings = self.settings
-        return validation_batches(self.corpus, batch_size=settings.batch, batches=settings.eval_batches, maker=self.task.maker)
-
-
-def prepare(settings: Settings) -> Run:
-    """Check everything that can be wrong before anything is written. Raises ValueError, OSError or MemoryError for
-    the user to read."""
-    run = checked(settings)
-    if check_run_directory(settings.out, run.identity) and run.wafer is not None:
-        past = history(settings.out)
-        run = replace(run, wafer=run.wafer.kill(past.pes, past.links))
-    return run
-
-
-def checked(settings: Settings) -> Run:
-    """What the settings ask for, whatever the folder holds. Raises as `prepare`."""
-    settings.check()
-    task = task_of(settings.model)
-    require_host_memory(
-        training_bytes(task, settings.batch),
-        f"training {task.parameter_count:,} parameters with batches of {settings.batch} x {task.config.context}",
-        available_bytes=available_host_bytes(),
-    )
-    wafer = settings.wafer.build(settings.cluster.groups, distributed.process_count())
-    if wafer is not None:
-        settings.cluster.build(wafer)  # refuses what does not fit
-    corpus = load_corpus(settings.data, context=task.config.context)
-    identity: dict[str, Any] = settings.identity() | {"text_digest": corpus.digest}
-    if wafer is not None:
-        identity["wafer"] = identity["wafer"] | {"defects_digest": wafer.defects.digest}
-    if settings.from_manifest is not None:
-        check_same_run(settings.from_manifest, identity, corpus)
-    # those that a wafer died of which is gone are not of the wafers that are left
-    deaths = settings.deaths(wafer) if settings.cluster.instead_of is None else ()
-    return Run(settings, task, corpus, wafer, settings.optimiser.build(settings.steps), identity, deaths)
-
-
-def training_bytes(task: Task, batch: int) -> int:
-    """Host memory of a training step, roughly: float32 parameters, gradients and two moments, and activations."""
-    return 16 * task.parameter_count + activation_bytes(task.config, batch, task.config.context)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The two functions as they run, and the layouts that they want; `audit` says where each operation ran."""
-
-    step: Callable[..., Any]
-    evaluate: Callable[..., Any]
-    state_shardings: Any
-    params_shardings: Any
-    batch_shardings: Any
-    held_out: Sequence[Any]
-    audit: str
-
-
-def train_step(run: Run) -> Callable[..., Any]:
-    """One step of the run, as a pure function of state and batch."""
-    rate = run.settings.optimiser.schedule(run.settings.steps)
-    return make_train_step(run.task.training_loss, run.tx, learning_rate=rate, stochastic=run.task.stochastic)
-
-
-def on_machine(run: Run, *, compiled: bool = False) -> Machine:
-    """Plan the step for the wafer, or for one device with plain `jax.jit` where the wafer is off. On a wafer `compiled`
-    compiles at once instead of at the first call.
-
-    Raises wse.UnsupportedOpError for an operation that the wafer has no rule for.
-    """
-    step = train_step(run)
-    if run.wafer is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return Machine(
-            jax.jit(step, donate_argnums=0),
-            jax.jit(run.task.loss),
-            device,
-            device,
-            device,
-            run.held_out,
-            "plain jax.jit on one device: nothing ran on a wafer",
-        )
-    target, execution = run.settings.cluster.build(run.wafer), run.settings.cluster.execution
-    streamed: dict[str, Any] = {} if target is run.wafer else {"streamed_argnums": 0, "execution": execution}
-    on_wafer, evaluate = wse.jit(step, target, donate_argnums=0, **streamed), wse.jit(run.task.loss, target, **streamed)
-    lowered = on_wafer.lower(run.abstract_state, run.held_out[0])
-    lowered_evaluate = evaluate.lower(run.abstract_state.params, run.held_out[0])
-    params_shardings, held_out_shardings = lowered_evaluate.in_shardings
-    state_shardings, batch_shardings = lowered.in_shardings
-    held_out = held_out_on(held_out_shardings, run.held_out)
-    machine = Machine(on_wafer, evaluate, state_shardings, params_shardings, batch_shardings, held_out, str(lowered.audit()))
-    return replace(machine, step=lowered.compile(), evaluate=lowered_evaluate.compile()) if compiled else machine
 
 
 def without(run: Run, state: TrainState, died: Death, step: int) -> tuple[Run, Machine, TrainState, Event]:
@@ -200,16 +80,22 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     def say(message: str) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    batches = Feed(run.corpus, settings.batch, settings.seed, machine.batch_shardings, run.held_out[0], run.task.maker)
+    batches = Feed(run.batches, machine.batch_shardings, run.held_out[0])
     program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
     manifest = Provenance(folder, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, folder)
     deaths = Deaths(run, machine, folder, manifest, say)
+    measures: list[Callback] = [Noise()] if settings.loop.noise_scale else []
+    if settings.loop.norms_every is not None:
+        measures.append(Periodic(settings.loop.norms_every, lambda state: parameter_norms(state.params)))
+    if settings.sparsity.method != "none":
+        measures.append(Periodic(settings.eval_every, pruned_shares))
     return run_steps(
         settings, folder, console, manifest, abstract_state=run.abstract_state, shardings=machine.state_shardings,
         initial=lambda: lay_out(run.initial_state(), machine.state_shardings), advance=machine.step, batches=batches,
-        tokens=settings.batch * run.task.config.context, validate=lambda state: validation_loss(deaths.machine, state.params),
-        deadline_seconds=settings.distributed.deadline_seconds, watching=deaths.watching,
+        tokens=settings.batch * run.task.config.context, validate=lambda state: validation_loss(run, deaths.machine, run.averaged(state)),
+        measures=measures, deadline_seconds=settings.distributed.deadline_seconds, watching=deaths.watching,
+        where=lambda step: first_bad(run, deaths.machine, folder, step),
     )  # fmt: skip
 
 
@@ -246,10 +132,32 @@ class Deaths(Callback):
         trainer.restart_clock()
 
 
-def validation_loss(machine: Machine, params: Any) -> float:
-    """Mean loss over the validation batches, nats per byte."""
+def validation_loss(run: Run, machine: Machine, params: Any) -> float:
+    """Mean loss over the validation batches, nats per byte. Each counts by how many bytes it asks for."""
     params = jax.device_put(params, machine.params_shardings)
-    return float(np.mean([float(machine.evaluate(params, batch)) for batch in machine.held_out]))
+    asked = [float(batch["weights"].sum()) if "weights" in batch else batch["targets"].size for batch in run.held_out]
+    return float(np.average([float(machine.evaluate(params, batch)) for batch in machine.held_out], weights=asked))
+
+
+def first_bad(run: Run, machine: Machine, folder: Path, step: int) -> str:
+    """Which operation of a step, and in which layer, first gave what is not finite. The steps from the newest checkpoint on are taken
+    again, since they come out the same. Nothing where several processes run, or plain JAX finds nothing."""
+    if distributed.process_count() > 1:
+        return ""
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings))
+    state, start = (lay_out(run.initial_state(), machine.state_shardings), 0) if restored is None else (restored.state, restored.step)
+    if start >= step:
+        return ""
+    batches = run.batches()
+    if restored is not None:
+        batches.set_state(restored.data_state or {})
+    for _ in range(start, step - 1):
+        state, _ = machine.step(state, next(batches))
+    state, batch = jax.device_put(jax.device_get(state), jax.devices()[0]), next(batches)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if run.task.stochastic else None
+    found = wse.first_nonfinite(lambda params: run.task.training_loss(params, batch, key), state.params)
+    return f"first in {found}" if found else ""
 
 
 def sample(run: Run, params: Any) -> str:
@@ -268,7 +176,7 @@ def sample(run: Run, params: Any) -> str:
 def finish(run: Run, state: TrainState, log: Any, console: Console, given: Sequence[str]) -> None:
     """Write the sample and the picture of the loss, and say where everything is."""
     out = run.settings.out
-    params = distributed.fetch(state.params)
+    params = distributed.fetch(run.averaged(state))
     if not distributed.is_first():
         return
     text = sample(run, params)

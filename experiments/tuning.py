@@ -107,9 +107,7 @@ class Settings:
         self.loop.check()
         if self.weights is not None and not self.weights.is_dir():
             raise ValueError(f"--weights {self.weights}: is no folder; name the folder of config.json and model.safetensors")
-        for name in ("learning_rate", "clip_norm"):
-            if getattr(self.optimiser, name) <= 0:
-                raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.optimiser.check()
         if self.lora.pattern is None and self.dtype != "float32":
             raise ValueError(f"--dtype {self.dtype}: small updates would be lost in it; train adapters (--lora.pattern), or leave it out")
         if self.lora.pattern is None and self.lora.export is not None:

@@ -2,6 +2,7 @@
 
 from wsejax import fabric
 from wsejax.compiler import (
+    ActivationSparsity,
     ArtefactError,
     Audit,
     BalancedStore,
@@ -24,7 +25,9 @@ from wsejax.compiler import (
     audit,
     balanced_store,
     check_hlo,
+    first_nonfinite,
     load_exported,
+    measure_activation_sparsity,
     register_rule,
     traffic,
     wafer_map,
@@ -81,12 +84,13 @@ from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traff
 from wsejax.streaming import create_state, jit, open_state
 
 __all__ = [
-    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Cluster",
-    "ClusterSpec", "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError", "Fit",
-    "HloReport", "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX",
+    "CS1", "CS2", "CS3", "LLM", "WSE1", "WSE2", "WSE3", "ActivationSparsity", "ArtefactError", "Audit", "BalancedStore", "CacheInfo",
+    "Call", "Cluster", "ClusterSpec", "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError",
+    "Fit", "HloReport", "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX",
     "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer",
     "WaferFunction", "WaferSpec", "Workload", "attention", "audit", "balanced_store", "check_hlo", "cluster_spec", "compare", "cost",
-    "create_state", "deploy", "fabric", "fits", "jit", "load_exported", "memory", "model_error", "open_state", "pe", "plot_breakdown",
-    "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices",
-    "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
+    "create_state", "deploy", "fabric", "first_nonfinite", "fits", "jit", "load_exported", "measure_activation_sparsity", "memory",
+    "model_error", "open_state", "pe", "plot_breakdown", "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer",
+    "register_rule", "remap", "request_cpu_devices", "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map",
+    "with_layout",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from wsejax.compiler.jit import WaferFunction, audit, jit
 from wsejax.compiler.kvstore import BalancedStore, balanced_store
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.lowered import Compiled, Lowered
+from wsejax.compiler.nonfinite import first_nonfinite
 from wsejax.compiler.pin import with_layout
 from wsejax.compiler.program import Call, Loop, Program, Unknown
 from wsejax.compiler.skipped import ActivationSparsity, measure_activation_sparsity
@@ -22,6 +23,7 @@ from wsejax.compiler.work import weights_of
 __all__ = [
     "ActivationSparsity", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError",
     "Graph", "HloReport", "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown",
-    "UnsupportedOpError", "Value", "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "jit", "load_exported",
+    "UnsupportedOpError", "Value", "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "first_nonfinite", "jit",
+    "load_exported",
     "measure_activation_sparsity", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
 ]  # fmt: skip

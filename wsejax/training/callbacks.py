@@ -9,13 +9,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .checkpoint import Checkpoints
+from .lossscale import check_gradients
+from .noise import NoiseScale
 from .rundir import MetricsLog
 from .tether import tether
 from .trainer import Callback, Row, Trainer
+
+_REMEMBERED = 2000  # rows of gradient noise; of older ones a decay of 0.99 leaves nothing
 
 
 class DivergedError(FloatingPointError):
@@ -23,7 +30,7 @@ class DivergedError(FloatingPointError):
 
 
 class NaNGuard(Callback):
-    """Ends the run when a loss is not finite.
+    """Ends the run when a loss is not finite, or gradients are not although the loss scale is as small as it may be.
 
     advice: what to do, for the message. where: called with the step, says where the first such value came from ("" if unknown).
     """
@@ -32,10 +39,11 @@ class NaNGuard(Callback):
         self._advice, self._where = advice, where
 
     def row(self, trainer: Trainer, row: Row) -> None:
-        """Raises DivergedError."""
+        """Raises DivergedError, or `lossscale.GradientsNotFiniteError`."""
         if not math.isfinite(row["loss"]):
             found = self._where(row["step"])
             raise DivergedError(f"the loss of step {row['step']} is {row['loss']}{found and f' ({found})'}; {self._advice}")
+        check_gradients(row)
 
 
 class Stopper(Callback):
@@ -70,6 +78,22 @@ class Periodic(Callback):
             if self._slow:
                 tether().busy()
             row.update({name: float(value) for name, value in self._measure(trainer.state).items()})
+
+
+class Noise(Callback):
+    """Adds noise_scale, the ratio of the means so far (`NoiseScale`), to rows of a step that measures gradient noise.
+
+    decay: as of `NoiseScale`. Rows before the first of this process do not count.
+    """
+
+    def __init__(self, decay: float = 0.99):
+        self.found = NoiseScale(decay=decay)
+
+    def row(self, trainer: Trainer, row: Row) -> None:
+        self.found.add(row)
+        del self.found.rows[:-_REMEMBERED]
+        if len(self.found) and math.isfinite(scale := self.found.b_simple):
+            row["noise_scale"] = scale
 
 
 class Throughput(Callback):
@@ -203,6 +227,17 @@ class TensorBoard(Callback):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.close()
+
+
+@jax.jit
+def _norms(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum()), params)
+
+
+def parameter_norms(params: PyTree) -> dict[str, Any]:
+    """L2 norm of each parameter, as "norm/path"."""
+    found = jax.tree_util.tree_leaves_with_path(_norms(params))
+    return {f"norm/{jax.tree_util.keystr(path, simple=True, separator='/')}": norm for path, norm in found}
 
 
 def progress_bar(console: Console) -> Progress:

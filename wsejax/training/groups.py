@@ -95,7 +95,7 @@ def clipped(tx: optax.GradientTransformation, *, norm: float | None = None, valu
     if norm is not None and value is not None:
         raise ValueError(f"norm={norm!r}, value={value!r}: clip by one of them")
     for name, limit in (("norm", norm), ("value", value)):
-        if limit is not None and not limit > 0:
+        if isinstance(limit, float | int) and not limit > 0:  # it may be traced
             raise ValueError(f"{name}={limit!r}: must be above 0; None clips nothing")
     if norm is not None:
         return optax.chain(optax.clip_by_global_norm(norm), tx)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from flax import nnx, serialization
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
+from .accumulate import Squares, count_targets, value_and_grad
 from .lossscale import loss_scale_state, skipped_steps_of, unscaled
 
 Metrics = dict[str, Float[Array, ""]]
@@ -67,6 +69,9 @@ def make_train_step(
     learning_rate: optax.Schedule | None = None,
     stochastic: bool = True,
     has_aux: bool = False,
+    micro_batches: int = 1,
+    weigh: Callable[[PyTree], Float[Array, ""]] = count_targets,
+    squares: Squares | None = None,
 ) -> TrainStep:
     """A pure `step(state, batch) -> (state, metrics)`.
 
@@ -75,11 +80,14 @@ def make_train_step(
     derived.
     has_aux: loss_fn returns (loss, dict of further float scalars to report).
     learning_rate: the schedule that `tx` follows, only to report it.
+    micro_batches, weigh, squares: as of `accumulate.value_and_grad`; with squares, metrics tell of the gradient noise.
     metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before
     clipping) and, where the schedule is given, `learning_rate`. Where `tx` scales the loss (`loss_scaled`), these are
     of the loss as it is; `loss_scale` is the factor that was taken, `skipped_steps` counts the steps so far without an
     update, and the schedule goes by those with one.
     """
+
+    accumulate = partial(value_and_grad, micro_batches=micro_batches, weigh=weigh, has_aux=True)
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if stochastic else None
@@ -87,15 +95,18 @@ def make_train_step(
 
         def scaled_loss(params: PyTree, *others: Any) -> tuple[Any, Any]:
             loss, more = loss_fn(params, *others) if has_aux else (loss_fn(params, *others), {})
-            return loss if scaling is None else loss.astype(jnp.float32) * scaling.scale, (loss, more)
+            return loss if scaling is None else loss.astype(jnp.float32) * scaling.scale, {"loss": loss, **more}
 
-        (_, (loss, more)), grads = jax.value_and_grad(scaled_loss, has_aux=True)(state.params, batch, key)
+        measure = squares
+        if squares is not None and scaling is not None:
+            measure = lambda grads, of=squares: of(unscaled(grads, scaling.scale))
+        (_, told), grads = accumulate(scaled_loss, squares=measure)(state.params, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         taken = state.step
         if scaling is not None:
             grads, taken = unscaled(grads, scaling.scale), state.step - scaling.skipped
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **more}
+        metrics = {**told, "grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(taken), jnp.float32)
         if scaling is not None:
