@@ -14,7 +14,7 @@ from ..training.batch_size import TradeOff
 from .plots import _figure, _save
 from .tables import Sheet
 
-_STEPS, _DOLLARS, _HOURS, _BEST = "#1f5fa8", "#d9822b", "#5b6675", "#c0182b"
+_STEPS, _DOLLARS, _BEST = "#1f5fa8", "#d9822b", "#c0182b"
 
 
 def converged_table(found: Sequence[Converged], noise_scales: Mapping[float, str] | None = None) -> Sheet:
@@ -39,7 +39,7 @@ def plot_batch_sizes(
     path: str | os.PathLike[str],
     curve: TradeOff | None = None,
 ) -> Figure:
-    """Loss over examples of each batch size; steps and examples to the target with the curve through them; dollars and hours.
+    """Loss over examples of each batch size; steps and examples to the target with the curve through them; dollars.
 
     runs: by batch size, rows with `step` and in some `validation_loss`.
     Raises ValueError where no batch size reached the target.
@@ -67,13 +67,10 @@ def plot_batch_sizes(
 
     right.plot(batches, [one.dollars for one in found], "o-", color=_DOLLARS, label="dollars")
     right.plot([best.batch], [best.dollars], "D", color=_BEST, label=f"cheapest: {best.batch:g}")
-    beside = right.twinx()
-    beside.plot(batches, [one.hours * 3600 for one in found], "s--", color=_HOURS, label="seconds")
     right.set(xlabel="batch", ylabel="dollars, modelled", title=f"To the target on {best.name} (modelled)")
     right.set_xscale("log", base=2)
     right.set_xticks(batches, [f"{b:g}" for b in batches])
     right.set_ylim(0, None)
-    beside.set(ylabel="training seconds, modelled", ylim=(0, None))
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
