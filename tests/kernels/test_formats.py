@@ -44,7 +44,8 @@ def rounded_by_search(x: np.ndarray, form: Format) -> np.ndarray:
     """Nearest of the enumerated values, ties to the even code, by bisection in float64, where nothing here rounds."""
     whole = enumerated(Format(form.exponent_bits, form.mantissa_bits))
     below = 0.0 if form.subnormals else 2.0 ** (2 - 2 ** (form.exponent_bits - 1))
-    size = np.abs(x.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        size = np.abs(x.astype(np.float64))
     beyond = 2.0 ** (2 ** (form.exponent_bits - 1))  # where the next value would be
     ladder = np.append(whole, beyond)
     high = np.clip(np.searchsorted(ladder, size), 1, len(ladder) - 1)
@@ -54,7 +55,7 @@ def rounded_by_search(x: np.ndarray, form: Format) -> np.ndarray:
     found = ladder[pick]
     found = np.where(found < below, 0.0, found)
     found = np.where(found >= beyond, whole[-1] if form.saturates else np.inf, found)
-    return np.where(np.isnan(x), np.nan, np.copysign(found, x)).astype(np.float32)
+    return np.where(np.isnan(x), np.nan, np.where(np.signbit(x), -found, found)).astype(np.float32)
 
 
 def hard_numbers(form: Format, count: int) -> np.ndarray:
@@ -85,12 +86,7 @@ def test_every_code_of_cb16_has_the_value_that_its_bits_spell():
     nan = np.isnan(values)
     np.testing.assert_array_equal(again[~nan], codes[~nan])
     assert set(again[nan] & 0x7FFF) == {0b0_111111_100000000}
-    assert (values[0b0_111110_111111111], values[1], CB16.largest, CB16.smallest) == (
-        CB16.largest,
-        CB16.smallest,
-        2.0**32 - 2.0**22,
-        2.0**-39,
-    )
+    assert (values[0b0_111110_111111111], values[1]) == (CB16.largest, CB16.smallest) == (2.0**32 - 2.0**22, 2.0**-39)
 
 
 @pytest.mark.parametrize("form", [CB16, FLOAT16, BFLOAT16, *ODD], ids=str)
@@ -113,7 +109,7 @@ def test_formats_that_numpy_has_are_its_own(form):
 
 def test_stochastic_rounding_has_the_right_mean_and_keeps_what_is_a_value():
     x = np.float32([1 + 2.0**-11 + 2.0**-13, -(3 + 2.0**-10), 2.0**-39 / 3, -2.5 * 2.0**-39, 2.0**-40, 1.5, 0.0, 1e30, np.inf, np.nan])
-    draws = 20_000
+    draws = 5_000
     got = np.asarray(jax.vmap(lambda key: round_to(x, CB16, key))(jax.random.split(jax.random.key(0), draws)))
     assert same(got[:, 5:], np.broadcast_to(np.float32([1.5, 0.0, np.inf, np.inf, np.nan]), (draws, 5)))
     inner, exact = got[:, :5].astype(np.float64), x[:5].astype(np.float64)
