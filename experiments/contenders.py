@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 import wsejax as wse
 from models.gpt2 import GPT2Config
 from models.transformer import Decoder
+from wsejax.training.precision import policy
 from wsejax.training.state import TrainState, init_train_state, make_train_step, next_token_loss, split_model
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-4, 1.0
@@ -47,6 +48,7 @@ WHAT = {
     "plain-scan": "jax.jit, one device, scan over layers",
     "plain-remat": "jax.jit, one device, scan and remat",
     "plain-unrolled": "jax.jit, one device, layers unrolled",
+    "plain-bfloat16": "as the reference, in bfloat16, the loss scaled",
     "plain-alone": "as the reference, own process, JAX's default settings",
     "torch": "PyTorch eager, own process",
     "wafer-1x1": "wse.jit, 1x1 tiles on 1x1 devices",
@@ -55,6 +57,7 @@ WHAT = {
     "wafer-8x8-on-2x2": "wse.jit, 8x8 tiles on 2x2 devices",
     "xla-2x2": "XLA's own partitioning, 2x2 devices",
 }
+NARROW = ("plain-bfloat16",)
 OWN_PROCESS = ("plain-alone", "torch")
 # The environment before virtual devices were asked for: what a plain JAX program of the user's would see.
 _ENVIRONMENT = dict(os.environ)
@@ -104,11 +107,10 @@ class Workload:
     @functools.cached_property
     def initial_state(self) -> Callable[[], TrainState]:
         """Makes the state before the first step, in fresh buffers at every call: contenders donate theirs."""
+        return self.starts_with(self.tx)
 
-        def build() -> TrainState:
-            return init_train_state(split_model(Decoder(self.config(), rngs=nnx.Rngs(0)))[1], self.tx, seed=0)
-
-        return jax.jit(build)
+    def starts_with(self, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
+        return jax.jit(lambda: init_train_state(split_model(Decoder(self.config(), rngs=nnx.Rngs(0)))[1], tx, seed=0))
 
 
 class Contender(Protocol):
@@ -140,6 +142,17 @@ class JaxContender:
 def plain(work: Workload, program: str | None = None) -> JaxContender:
     """`jax.jit` on one device, outside any mesh: under an ambient one, plain code runs on every device of it."""
     return JaxContender(jax.jit(work.step(program), donate_argnums=0), work.initial_state(), jax.device_put(work.data))
+
+
+def in_bfloat16(work: Workload) -> JaxContender:
+    """The reference's program in bfloat16 with float32 masters, its loss scaled: what the policy and the scaling cost on this host."""
+    how = policy("bfloat16")
+    narrow = dataclasses.replace(work.config(), dtype=how.compute_dtype)
+    apply, _ = split_model(nnx.eval_shape(lambda: Decoder(narrow, rngs=nnx.Rngs(0))))
+    loss = how.apply(lambda params, batch, key: next_token_loss(apply(params, batch["tokens"]), batch["targets"]))
+    tx = how.scaled(work.tx, initial=2.0**15)
+    step = jax.jit(make_train_step(loss, tx, stochastic=False), donate_argnums=0)
+    return JaxContender(step, work.starts_with(tx)(), jax.device_put(work.data))
 
 
 def on_wafer(work: Workload, tiles: tuple[int, int], devices: tuple[int, int]) -> JaxContender:
@@ -258,6 +271,8 @@ def build_here(name: str, work: Workload) -> Contender:
         return plain(work)
     if name == "xla-2x2":
         return xla_partitioned(work)
+    if name in NARROW:
+        return in_bfloat16(work)
     if name in WAFERS:
         return on_wafer(work, *WAFERS[name])
     return plain(work, name.removeprefix("plain-"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
 import wsejax as wse
+from wsejax.compiler import accumulating
 
 SPEC = wse.WSE3.scaled(16, 16)
 BF16 = jnp.bfloat16
@@ -80,3 +83,56 @@ def test_a_product_accumulated_in_the_operands_dtype_is_rounded_after_every_pane
 def test_an_unknown_choice_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"{name}='{value}': must be one of"):
         wse.Wafer(SPEC, **{name: value})
+
+
+def chained(parts, dtype):
+    return functools.reduce(lambda a, b: (a + b).astype(dtype), [p.astype(dtype) for p in parts])
+
+
+@pytest.mark.parametrize("levels", [("float32", "operand"), ("operand", "float32"), ("float32", "float32"), ("operand", "operand")])
+def test_a_tile_and_the_line_of_tiles_add_up_each_in_its_own_dtype(levels):
+    """Two numbers a tile: a sum in the tile, then one over 8 tiles. A product's multiply-adds are float32 in the tile."""
+    kinds = {"float32": np.float32, "operand": BF16}
+    in_tile, on_line = (kinds[level] for level in levels)
+    x = X[:16, :8]
+    got = on_wafers(lambda x: lax.reduce_sum(x, (0,)), x, accumulate=levels)
+    parts = [(x[i].astype(in_tile) + x[i + 1].astype(in_tile)).astype(in_tile) for i in range(0, 16, 2)]
+    np.testing.assert_array_equal(got, chained(parts, on_line).astype(BF16))
+    if levels == ("float32", "float32"):
+        return
+    a, b = X.T[:, :32].copy(), X
+    got = on_wafers(lambda a, b: a @ b, a, b, accumulate=levels)
+    parts = [(a[:, i : i + 4].astype(np.float32) @ b[i : i + 4].astype(np.float32)).astype(in_tile) for i in range(0, 32, 4)]
+    np.testing.assert_array_equal(got, chained(parts, on_line).astype(BF16))
+
+
+def test_a_scope_says_how_single_operations_and_their_gradients_add_up():
+    """Through a jitted function and a scan: marked sums are those of the other wafer, bit for bit."""
+    total = jax.jit(lambda x, w: lax.scan(lambda c, _: (c + (x @ w).sum(0), None), jnp.zeros(64, BF16), None, length=2)[0].sum())
+
+    def marked(x, w):
+        with accumulating("operand"):
+            return total(x, w)
+
+    args = X.T.copy(), X
+    both = lambda fun: jax.value_and_grad(fun, argnums=(0, 1))
+    bits = lambda tree: [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+    wafer = wse.Wafer(SPEC, tiles=(8, 8), devices=(1, 2))
+    rough, fine = bits(wse.jit(both(total), wafer.replace(accumulate="operand"))(*args)), bits(wse.jit(both(total), wafer)(*args))
+    assert bits(wse.jit(both(marked), wafer)(*args)) == rough != fine
+    inner = lambda x, w: wse.jit(lambda x, w: nested(x, w), wafer)(x, w)
+
+    def nested(x, w):
+        with accumulating("operand"), accumulating(("float32", "float32")):
+            return total(x, w)
+
+    assert bits(inner(*args)) == bits(wse.jit(total, wafer)(*args)), "the innermost scope counts"
+
+
+def test_levels_are_one_word_where_they_are_alike_and_bad_ones_are_refused():
+    assert wse.Wafer(SPEC, accumulate=("operand", "operand")) == wse.Wafer(SPEC, accumulate="operand")
+    assert "in a tile" in repr(wse.Wafer(SPEC, accumulate=("float32", "operand")))
+    bad_ones: list[Any] = [("float32",), ("float32", "half"), 16]
+    for bad in bad_ones:
+        with pytest.raises(ValueError, match=r"accumulate=.*: must be one of 'float32', 'operand', or a pair"):
+            accumulating(bad)

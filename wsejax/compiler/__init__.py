@@ -5,6 +5,7 @@ from wsejax.compiler.attend import attention
 from wsejax.compiler.audit import Audit
 from wsejax.compiler.cache import CacheInfo
 from wsejax.compiler.check import FabricError, HloReport, check_hlo
+from wsejax.compiler.emulate import emulated
 from wsejax.compiler.export import Exported, LoadedFunction, load_exported
 from wsejax.compiler.extend import register_rule, wafer_map
 from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value
@@ -16,14 +17,15 @@ from wsejax.compiler.nonfinite import first_nonfinite
 from wsejax.compiler.pin import with_layout
 from wsejax.compiler.program import Call, Loop, Program, Unknown
 from wsejax.compiler.skipped import ActivationSparsity, measure_activation_sparsity
+from wsejax.compiler.sums import accumulating
 from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
 from wsejax.compiler.work import weights_of
 
 __all__ = [
-    "ActivationSparsity", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError",
-    "Graph", "HloReport", "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown",
-    "UnsupportedOpError", "Value", "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "first_nonfinite", "jit",
-    "load_exported",
-    "measure_activation_sparsity", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
+    "ActivationSparsity", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported",
+    "FabricError", "Graph", "HloReport", "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown",
+    "UnsupportedOpError", "Value", "WaferFunction", "accumulating", "attention", "audit", "balanced_store", "check_hlo", "emulated",
+    "first_nonfinite", "jit", "load_exported", "measure_activation_sparsity", "register_rule", "traffic", "wafer_map", "weights_of",
+    "with_layout",
 ]  # fmt: skip

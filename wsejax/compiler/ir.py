@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -65,7 +66,8 @@ class Op:
 
     def bind(self, *args, **changes):
         """Do the equation on plain arrays, with some parameters changed. Always a list of results."""
-        out = self.primitive.bind(*args, **{**self.params, **changes})
+        params = {k: v for k, v in self.params.items() if k != ACCUMULATE}
+        out = self.primitive.bind(*args, **{**params, **changes})
         return list(out) if self.primitive.multiple_results else [out]
 
 
@@ -83,6 +85,11 @@ class Graph:
             yield op
             for body in op.bodies:
                 yield from body.walk()
+
+
+ACCUMULATE = "accumulate"  # a parameter of our own of products and sums: what the scope they stand in says (`accumulating`)
+_SUMS = ("dot_general", "reduce_sum", "reduce_prod")
+_SCOPE = re.compile(ACCUMULATE + r"=(\w+),(\w+)")
 
 
 class UnsupportedOpError(NotImplementedError):
@@ -123,7 +130,7 @@ def _users_file(file_name: str) -> str:
     return "" if ours else path
 
 
-def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> Graph:
+def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = (), scope: str = "") -> Graph:
     """The graph of a closed jaxpr. Calls of jitted functions named in `keep` stay as ops of that name.
 
     Raises:
@@ -132,7 +139,7 @@ def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> 
     jaxpr, consts = opened(closed)
     ins = [_value(v.aval) for v in jaxpr.invars]
     ops: list[Op] = []
-    outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller, keep)
+    outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller, keep, scope)
     _mark_entangled(ops)
     return Graph(ins, _turn_products(ops, outs), outs)
 
@@ -213,8 +220,10 @@ def _constant(x) -> Value:
     return Value(tuple(aval.shape), aval.dtype, x)
 
 
-def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller: str, keep: tuple[str, ...] = ()) -> list[Value]:
-    """Append the ops of a jaxpr; `caller` is the source line of equations whose own is inside a library."""
+def _inline(
+    jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller: str, keep: tuple[str, ...] = (), outer: str = ""
+) -> list[Value]:
+    """Append the ops of a jaxpr; `caller` is the source line of equations whose own is inside a library, `outer` the scope it stands in."""
     env: dict[Any, Value] = {}
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
@@ -225,6 +234,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
     for eqn in jaxpr.eqns:
         name, ins = eqn.primitive.name, [get(v) for v in eqn.invars]
         source = source_line(eqn) or caller
+        scope = f"{outer}/{eqn.source_info.name_stack}"
         if any(type(e).__name__ != "NamedAxisEffect" for e in eqn.effects):  # that one is of a kernel's own mesh
             raise UnsupportedOpError(
                 f"{name} at {source} has side effects ({', '.join(str(e) for e in eqn.effects)}): a wafer program is a pure "
@@ -235,7 +245,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             skip, count = lengths.matvec + lengths.vecmat, lengths.solve
             args = [*ins[skip : skip + count], *ins[sum(lengths) :]]
             body, body_consts = opened(solve)
-            outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source, keep)
+            outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source, keep, scope)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         if name in CALLS and (called := eqn.params.get("name")) in keep:
@@ -247,7 +257,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             body, body_consts = opened(eqn.params[CALLS[name]])
             if name in ("checkpoint", "remat", "remat2") and eqn.params.get("prevent_cse", True) and eqn.params.get("differentiated"):
                 ins = _barrier(ins, ops, source)
-            outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source, keep)
+            outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source, keep, scope)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         params = dict(eqn.params)
@@ -262,7 +272,9 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             env[eqn.outvars[0]] = Value(folded.shape, folded.dtype, folded)
             continue
         outs = [Value(tuple(v.aval.shape), v.aval.dtype, made_by=name) for v in eqn.outvars]
-        bodies = tuple(read(j, source, keep) for j in _bodies(name, params))
+        bodies = tuple(read(j, source, keep, scope) for j in _bodies(name, params))
+        if name in _SUMS and (said := _SCOPE.findall(scope)):
+            params[ACCUMULATE] = said[-1]
         ops.append(Op(name, eqn.primitive, params, ins, outs, source, bodies))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [get(v) for v in jaxpr.outvars]

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from wsejax.compiler.ir import Graph, Op, UnsupportedOpError, Value, itemsize_bytes
+from wsejax.compiler.ir import ACCUMULATE, Graph, Op, UnsupportedOpError, Value, itemsize_bytes
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.program import Array, Call
 from wsejax.compiler.work import flops_of, moved_of, moves_of, work_of
@@ -47,7 +47,7 @@ class Context:
     devices: Mapping[str, int]
     strict: bool
     reduction: str = "chain"
-    accumulate: str = "float32"
+    accumulate: str | tuple[str, str] = "float32"
     side_by_side: bool = False  # devices may work on the blocks of several wafers at once, and on how many must not show in the bits
     numbers: dict[Value, int] = dataclasses.field(default_factory=dict, compare=False)  # by which the program's calls name values
 
@@ -71,10 +71,14 @@ class Context:
         """Shape of a device's block."""
         return block_shape(shape, layout, self.tiles, self.devices)
 
-    def accumulator(self, dtype) -> Any:
-        """The dtype in which numbers of a narrow float are added up; None for any other dtype."""
-        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-        return None if not narrow else jnp.dtype(jnp.float32) if self.accumulate == "float32" else dtype
+    def accumulators(self, op: Op, dtype) -> tuple[Any, Any] | None:
+        """The dtypes in which an op adds up numbers of a narrow float: in a tile, and from tile to tile. None for any other dtype."""
+        if not (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32):
+            return None
+        said = op.params.get(ACCUMULATE, self.accumulate)
+        in_tile, on_line = (said, said) if isinstance(said, str) else said
+        kinds = {"float32": jnp.dtype(jnp.float32), "operand": dtype}
+        return kinds[in_tile], kinds[on_line]
 
     def tile_bytes(self, value: Value, layout: Layout) -> int:
         """Bytes of a tile's part of an array, padding included."""

@@ -17,6 +17,7 @@ from .remap import POLICIES, UnusableWaferError, remap
 from .spec import WaferSpec
 
 Grid = tuple[int, int]
+Accumulate = str | tuple[str, str]
 REDUCTIONS = ("chain", "tree", "two_phase")
 ACCUMULATORS = ("float32", "operand")
 EXECUTIONS = ("logical", "physical")
@@ -38,7 +39,9 @@ class Wafer:
       max_dilation: most hops of a logical link, None for any number (see `remap`).
       max_congestion: most logical links over one physical link, None for any number (see `remap`).
       accumulate: dtype in which bfloat16 and float16 numbers are added up, in a tile and from tile to tile: "float32" (rounded once, at the
-        end) or "operand" (rounded to the operand's dtype after every tile).
+        end) or "operand" (rounded to the operand's dtype); or a pair, one for each: ("float32", "operand") adds up in float32 in a tile
+        and rounds what leaves it. The multiply-adds of a product are float32 in a tile in any case, then rounded. `wse.accumulating` says
+        it of single operations.
       execution: "logical", or "physical": programs of `wafer_map` run on the whole physical grid, PE by PE and hop by hop. A tile is then
         one PE: the program's mesh is the `tiles` in the north-west corner of the logical mesh. None for tiles: all of it.
 
@@ -56,7 +59,7 @@ class Wafer:
     tiles: Grid
     devices: Grid
     reduction: str
-    accumulate: str
+    accumulate: Accumulate
     policy: str
     max_dilation: int | None
     max_congestion: int | None
@@ -73,7 +76,7 @@ class Wafer:
         devices: Grid | None = None,
         mesh: Mesh | None = None,
         reduction: str = "chain",
-        accumulate: str = "float32",
+        accumulate: Accumulate = "float32",
         policy: str = "usable",
         max_dilation: int | None = None,
         max_congestion: int | None = None,
@@ -96,12 +99,12 @@ class Wafer:
         devices = None if devices is None else _checked_grid("devices", devices)
         for name, value, known in (
             ("reduction", reduction, REDUCTIONS),
-            ("accumulate", accumulate, ACCUMULATORS),
             ("policy", policy, POLICIES),
             ("execution", execution, EXECUTIONS),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, known))}")
+        accumulate = checked_accumulate(accumulate)
         bounds = {"max_dilation": max_dilation, "max_congestion": max_congestion}
         for name, value in bounds.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -251,9 +254,31 @@ class Wafer:
                 f"{self.tiles[0]} x {self.tiles[1]} of {_span(self.tile_rows)} x {_span(self.tile_cols)} PEs",
             ),
             ("devices", f"{self.devices[0]} x {self.devices[1]}, {self.execution} execution"),
-            ("sums", f"{self.reduction}, accumulated in {'float32' if self.accumulate == 'float32' else 'the dtype of the operand'}"),
+            ("sums", f"{self.reduction}, accumulated in {_accumulated(self.accumulate)}"),
         ]
         return "\n".join([f"Wafer {self.spec.name}", *(f"  {label:<14}{text}" for label, text in lines)])
+
+
+def checked_accumulate(accumulate: Any) -> Accumulate:
+    """(in a tile, from tile to tile); the one word where both are the same.
+
+    Raises:
+      ValueError: an unknown word.
+    """
+    pair = (accumulate, accumulate) if isinstance(accumulate, str) else accumulate
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or any(one not in ACCUMULATORS for one in pair):
+        raise ValueError(f"accumulate={accumulate!r}: must be one of {', '.join(map(repr, ACCUMULATORS))}, or a pair of them")
+    return pair[0] if pair[0] == pair[1] else (pair[0], pair[1])
+
+
+def _accumulated(accumulate: Accumulate) -> str:
+    in_tile, on_line = (("float32" if one == "float32" else "the dtype of the operand") for one in both_accumulators(accumulate))
+    return in_tile if in_tile == on_line else f"{in_tile} in a tile, in {on_line} from tile to tile"
+
+
+def both_accumulators(accumulate: Accumulate) -> tuple[str, str]:
+    """In a tile, and from tile to tile."""
+    return (accumulate, accumulate) if isinstance(accumulate, str) else accumulate
 
 
 def _checked_grid(name: str, grid: object) -> Grid:

@@ -9,8 +9,10 @@ the panels take, which `relayout` finds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,7 @@ def summa(
     shapes: Sequence[tuple[int, ...]],
     tiles: Mapping[str, int],
     steady: bool = True,
-    accumulate=None,
+    accumulate: tuple[Any, Any] | None = None,
     preferred_element_type=None,
     precision=None,
 ) -> Shaped[Array, "..."]:
@@ -127,18 +129,23 @@ def summa(
       shapes: of the whole operands.
       tiles: number of tiles along each mesh axis.
       steady: keep the bits independent of the device mesh (`steady_dot`).
-      accumulate: dtype to which the output is rounded after every panel, None for exact updates.
+      accumulate: dtypes to which each panel's product is rounded, and the output after every panel; None for exact updates.
     """
     a, b = (relayout(x, *move, shape, tiles) for x, move, shape in zip((a, b), moves, shapes, strict=True))
     if steady:  # else XLA rewrites across the place where the operands travel, if on this mesh they need not
         a, b = lax.optimization_barrier((a, b))
     dot = steady_dot if steady else lax.dot_general
     keep = {"precision": precision, "preferred_element_type": preferred_element_type}
-    rounded = lambda c: c if accumulate is None else c.astype(accumulate).astype(c.dtype)
-    first, *others = [(a, b)] if accumulate is None else _panels(a, b, dimension_numbers, moves, tiles)
-    c = rounded(dot(*first, dimension_numbers, **keep))
-    for x, y in others:
-        c = rounded(c + dot(x, y, dimension_numbers, **keep))
+    if accumulate is None:
+        c = dot(a, b, dimension_numbers, **keep)
+    else:
+        in_tile, on_line = accumulate
+        dtype = preferred_element_type or jnp.result_type(a, b)
+        keep["preferred_element_type"] = jnp.promote_types(dtype, in_tile)
+        # XLA would leave out a rounding between two casts
+        rounded = lambda x, dtype: lax.optimization_barrier(x.astype(dtype))
+        product = lambda x, y: rounded(rounded(dot(x, y, dimension_numbers, **keep), in_tile), on_line)
+        c = functools.reduce(jnp.add, [product(*panel) for panel in _panels(a, b, dimension_numbers, moves, tiles)]).astype(dtype)
     # nor may it fold a transpose of the result into the product: the operands would change roles, and with them the block's bits
     return lax.optimization_barrier(c) if steady else c
 

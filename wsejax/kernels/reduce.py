@@ -87,7 +87,7 @@ def partial_reduce(
     neutral: Shaped[Array, ""],
     shape: Sequence[int],
     tiles: Mapping[str, int],
-    accumulate: Any = None,
+    accumulate: tuple[Any, Any] | None = None,
 ) -> Partial:
     """Each tile's own part of reducing `dims` of an array laid out by `layout`; `combine` does the rest.
 
@@ -100,9 +100,9 @@ def partial_reduce(
       neutral: the neutral element of `op`, which stands for the padding.
       shape: of the whole array.
       tiles: number of tiles along each mesh axis.
-      accumulate: dtype in which partial results are made and combined, None for that of `x`.
+      accumulate: dtypes in which partial results are made and combined, None for that of `x`.
     """
-    dtype, x = x.dtype, x if accumulate is None else x.astype(accumulate)
+    dtype, x = x.dtype, x if accumulate is None else x.astype(accumulate[0])
     neutral = neutral.astype(x.dtype)
     split: list[int] = []  # shape with every split dimension as (tiles, rest)
     drop: list[int] = []  # of the split shape, what each tile reduces by itself
@@ -124,7 +124,10 @@ def partial_reduce(
             else:
                 kept += 1
     # XLA must not rewrite across the place where partial results travel, even if on this mesh they need not
-    return Partial(lax.optimization_barrier(local(x.reshape(split), tuple(drop))), tuple(lines), op, dtype)
+    part = lax.optimization_barrier(local(x.reshape(split), tuple(drop)))
+    if accumulate is not None and accumulate[1] != part.dtype:  # nor leave out a rounding
+        part = lax.optimization_barrier(part.astype(accumulate[1]))
+    return Partial(part, tuple(lines), op, dtype)
 
 
 def combine(partials: Sequence[Partial], topology: str = "chain") -> list[Shaped[Array, "..."]]:

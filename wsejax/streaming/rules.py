@@ -145,7 +145,7 @@ class LayerReduction:
         self.part_layout = tuple(a for _, a in kept)
         self.lines = tuple((a, n) for n, (d, a) in enumerate(kept) if d in axes)
         sums = self.reduced.name in ("reduce_sum", "reduce_prod")
-        self.accumulate = ctx.accumulator(self.x.dtype) if self.lines and sums else None
+        self.accumulate = ctx.accumulators(self.reduced, self.x.dtype) if self.lines and sums else None
 
     def local(self, block, dims):
         if self.rounds:
@@ -154,12 +154,15 @@ class LayerReduction:
 
     def part(self, block):
         """Of a layer, a device's block in the layout of the stack."""
-        how = (self.local, self.op, self.neutral, self.x.shape[1:], self.ctx.tiles, self.accumulate)
+        in_tile = None if self.accumulate is None else (self.accumulate[0], self.accumulate[0])
+        how = (self.local, self.op, self.neutral, self.x.shape[1:], self.ctx.tiles, in_tile)
         return partial_reduce(block, self.lay[1:], self.axes, *how).x
 
     def total(self, parts) -> Any:
         """Of the parts of all layers: a `Partial` where the layout splits what is reduced."""
         total = self.local(parts, (0,))
+        if self.accumulate is not None:
+            total = lax.optimization_barrier(total.astype(self.accumulate[1]))
         return Partial(total, self.lines, self.op, self.x.dtype) if self.lines else total.astype(self.x.dtype)
 
 

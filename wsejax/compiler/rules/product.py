@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from wsejax.compiler.ir import Op, itemsize_bytes
 from wsejax.compiler.program import dot_flops
 from wsejax.compiler.walk import Context, Step, rule
@@ -17,8 +19,9 @@ def dot_general(op: Op, ctx: Context) -> Step:
     la, lb = ctx.layouts[a], ctx.layouts[b]
     want_a = _meeting(a.ndim, ab, ac, out, 0)
     want_b = _meeting(b.ndim, bb, bc, out, a.ndim - len(ab) - len(ac))
-    rounded = ctx.accumulate == "operand" and ctx.accumulator(a.dtype) is not None and a.dtype == b.dtype
-    accumulate = a.dtype if rounded else None
+    accumulate = ctx.accumulators(op, a.dtype) if a.dtype == b.dtype else None
+    if accumulate is not None and set(accumulate) == {jnp.dtype(jnp.float32)}:
+        accumulate = None  # as products are done in any case
     moves = ((la, want_a), (lb, want_b))
     hops = sum(byte_hops(v.shape, itemsize_bytes(v.dtype), *move, ctx.tiles) for v, move in zip(op.ins, moves, strict=True))
 

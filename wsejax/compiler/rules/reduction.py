@@ -63,7 +63,7 @@ def reduction(op: Op, ctx: Context) -> Step:
         hops += gather_byte_hops(block_bytes, ctx.tiles[axis], grid // ctx.tiles[axis])
     flops = x.size_bytes // itemsize_bytes(x.dtype)
     call = ctx.call("kernel", op.name, op, [lay], [outs], byte_hops=hops, flops=flops)
-    accumulate = ctx.accumulator(x.dtype) if op.name in ("reduce_sum", "reduce_prod") else None
+    accumulate = ctx.accumulators(op, x.dtype) if op.name in ("reduce_sum", "reduce_prod") else None
 
     def run(block):
         return [partial_reduce(block, lay, axes, local, COMBINE[op.name], neutral, x.shape, ctx.tiles, accumulate)]
