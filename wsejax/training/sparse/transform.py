@@ -60,8 +60,7 @@ def sparsify(tx: optax.GradientTransformation, *groups: Group, seed: int = 0) ->
             raise ValueError("params=None: sparsify needs the parameters; call update(grads, state, params)")
         masks = _tree(params, _changed(groups, state, params, updates))
         found, inner = tx.update(_zeroed(updates, masks), state.inner, _zeroed(params, masks), **extra)
-        zero = lambda x, mask: _zero(x, mask) if getattr(x, "shape", None) == getattr(mask, "shape", ()) else x
-        inner = optax.tree_utils.tree_map_params(tx, zero, inner, masks, is_leaf=_no_mask)
+        inner = _forgotten(inner, masks, params)
         # p + -p is 0 exactly, whatever dtype the update has
         found = jax.tree.map(lambda u, mask, p: u if _no_mask(mask) else jnp.where(mask, u, -p), found, masks, params)
         return found, SparseState(masks, jnp.asarray(optax.safe_increment(state.count)), state.key, inner)
@@ -114,6 +113,19 @@ def _zero(x: Array, mask: Array) -> Array:
 
 def _zeroed(tree: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(lambda x, mask: x if _no_mask(mask) else _zero(x, mask), tree, masks)
+
+
+def _forgotten(inner: PyTree, masks: PyTree, params: PyTree) -> PyTree:
+    """`inner` with zeros where a mask is False. What belongs to a parameter is where a path ends in the parameter's, and has its shape:
+    optimisers keep such trees, whole or with holes, at any depth."""
+    known, flags = _by_path(params), _by_path(masks)
+
+    def forget(path: tuple, x: Array) -> Array:
+        names = [path_name(path[n:]) for n in range(len(path))]
+        mask = flags.get(next((name for name in names if name in known), ""))
+        return x if mask is None or x.shape != mask.shape else _zero(x, mask)
+
+    return jax.tree_util.tree_map_with_path(forget, inner)
 
 
 def _draws(data: Array, number: Array | int) -> Array:
