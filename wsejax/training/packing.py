@@ -18,7 +18,7 @@ from .data import Corpus
 from .examples import Arrays, Example
 from .objectives import Objective
 
-How = Literal["pack", "pad", "bucket"]
+How = Literal["pad", "bucket", "pack"]
 Long = Literal["split", "refuse"]
 Lengths = Int64[np.ndarray, " documents"]
 
