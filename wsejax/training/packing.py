@@ -18,7 +18,7 @@ from .data import Corpus
 from .examples import Arrays, Example
 from .objectives import Objective
 
-How = Literal["pack", "pad", "bucket"]
+How = Literal["pad", "bucket", "pack"]
 Long = Literal["split", "refuse"]
 Lengths = Int64[np.ndarray, " documents"]
 
@@ -84,15 +84,13 @@ def bucket_widths(context: int) -> tuple[int, ...]:
 def arranged(lengths: Lengths, context: int, how: How) -> list[tuple[int, Int64[np.ndarray, " some"], Assignment]]:
     """(places of a row, which documents, where they lie) of each length of rows: one, or of buckets several.
 
-    Raises ValueError for what `pack` refuses, or an unknown way.
+    lengths: 1 to `context` each, as `pieces_of` makes them. Raises ValueError for an unknown way.
     """
     if how not in get_args(How):
         raise ValueError(f"how={how!r}: give one of {', '.join(get_args(How))}")
     every = np.arange(len(lengths))
     if how == "pack":
         return [(context, every, pack(lengths, context))]
-    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= context:
-        raise ValueError(f"lengths from {lengths.min()} to {lengths.max()}: give 1 to context={context}; split what is longer")
     widths = (context,) if how == "pad" else bucket_widths(context)
     bucket = np.searchsorted(widths, lengths)
     found = [(width, every[bucket == n]) for n, width in enumerate(widths)]
