@@ -12,9 +12,8 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,8 @@ import wsejax as wse
 from models import peft, weights
 from wsejax.inference import Bytes, FromFile
 from wsejax.report import plot_loss, plot_wafer
-from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.data import name_from_here
 from wsejax.training.examples import PREFERENCES, RESPONSES, Examples, fitted, laid_out, read_examples, tokenised
-from wsejax.training.interrupt import GracefulStop
 from wsejax.training.provenance import Provenance, as_json, file_digest, origin, program_digest
 from wsejax.training.rundir import (
     MetricsLog,
@@ -41,13 +38,12 @@ from wsejax.training.rundir import (
     write_atomically,
 )
 from wsejax.training.shares import lay_out
-from wsejax.training.state import TrainState, abstract_like, make_train_step
+from wsejax.training.state import TrainState, make_train_step
 
-from .recorder import Recorder, progress_bar
 from .reproduce import sources
-from .supervise import refuse, report_end
+from .running import concluded, run_steps
+from .supervise import refuse
 from .task import activation_bytes
-from .train import save
 from .tuning import Settings, Tuning, initial_params, model_of
 
 
@@ -216,11 +212,12 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     def say(message: str) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    params = initial_params(tuning.family, tuning.config, settings.weights, settings.seed, machine.params_shardings)
+    load = lambda: initial_params(tuning.family, tuning.config, settings.weights, settings.seed, machine.params_shardings)
+    base = load() if tuning.adapts else {}
+    # parameters that are trained are not held here, or they would be in memory twice
     if settings.method == "dpo":
         with console.status("log-probabilities of the reference"):
-            run = with_reference(run, machine, params)
-    base = params if tuning.adapts else {}
+            run = with_reference(run, machine, base if tuning.adapts else load())
     batches = run.examples.shuffled(settings.batch, settings.seed)
     given = as_json(dataclasses.asdict(settings))
     program = program_digest(run.step, run.abstract_state, run.abstract_base, run.like(run.examples))
@@ -231,40 +228,16 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     if run.wafer is not None:
         plot_wafer(run.wafer, folder / "wafer.png")
 
-    with (
-        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
-        GracefulStop(say) as stop,
-        ExitStack() as stack,
-    ):
-        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings), manifest.differs)
-        if restored is None:
-            state, start = lay_out(tuning.initial_state(params, run.tx, settings.seed), machine.state_shardings), 0
-        else:
-            state, start = restored.state, restored.step
-            batches.set_state(restored.data_state or {})
-            console.print(f"going on from the checkpoint of step {start}")
-        del params
-        log = stack.enter_context(MetricsLog(folder / "metrics.jsonl", step=start, report=say))
-        manifest.started(start)
-        tokens = run.examples.arrays["targets"][0].size * settings.batch
-        progress = stack.enter_context(progress_bar(console))
-        recorder = Recorder(settings, tokens, log, progress, start, unit=unit(settings))
-        step = saved = start
-        while step < settings.steps and not stop.asked:
-            step += 1
-            state, metrics = machine.step(state, base, next(batches))
-            recorder.add(step, metrics)
-            last = step == settings.steps
-            if last or step % settings.eval_every == 0:
-                recorder.flush(None if run.held_out is None else partial(validation_loss, run, machine, state.params, base))
-            if last or step % settings.checkpoint_every == 0:
-                saved = save(checkpoints, recorder, step, state, batches)
-        if step > saved:
-            save(checkpoints, recorder, step, state, batches)
-        checkpoints.wait()
-        if step == settings.steps:
-            manifest.end(step, state.params)
-    return state, base, log, step == settings.steps
+    def initial() -> TrainState:
+        return lay_out(tuning.initial_state(base if tuning.adapts else load(), run.tx, settings.seed), machine.state_shardings)
+
+    state, log, complete = run_steps(
+        settings, folder, console, manifest, abstract_state=run.abstract_state, shardings=machine.state_shardings, initial=initial,
+        advance=lambda state, batch: machine.step(state, base, batch), batches=batches,
+        tokens=run.examples.arrays["targets"][0].size * settings.batch,
+        validate=None if run.held_out is None else lambda state: validation_loss(run, machine, state.params, base), unit=unit(settings),
+    )  # fmt: skip
+    return state, base, log, complete
 
 
 def validation_loss(run: Run, machine: Machine, trained: Any, base: Any) -> float:
@@ -322,7 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("\n".join((*run.said, size)), markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError, MemoryError) as error:
         return refuse(error)
-    try:
+
+    def work() -> tuple[MetricsLog, bool]:
         with console.status("planning the step"):
             machine = on_machine(run)
         about = {"python": platform.python_version(), "jax": jax.__version__}
@@ -330,15 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state, base, log, complete = train(run, machine, held.path, console)
             if complete:
                 finish(run, state, base, log, console)
-                return 0
-    except Exception as error:
-        return report_end(error)
-    except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    step = log.rows[-1]["step"] if log.rows else 0
-    console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
-    return 130
+        return log, complete
+
+    return concluded(work, console)
 
 
 if __name__ == "__main__":

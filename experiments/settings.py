@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import tyro
 
@@ -76,10 +77,15 @@ class OptimiserSettings:
     """Largest global norm of the gradient."""
 
     def schedule(self, steps: int) -> optax.Schedule:
-        """Learning rate over `steps` steps."""
-        return optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, min(self.warmup_steps, steps - 1), steps, self.learning_rate * self.final_fraction
-        )
+        """Learning rate over `steps` steps: linear from 0, then half a cosine. The fields may be traced, which optax's schedules refuse."""
+        rise = jnp.clip(self.warmup_steps, 0, steps - 1)
+
+        def rate(count: Any) -> Any:
+            done = jnp.clip((count - rise) / (steps - rise), 0.0, 1.0)
+            share = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+            return self.learning_rate * jnp.where(count < rise, count / jnp.maximum(rise, 1), share)
+
+        return rate
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
@@ -94,6 +100,25 @@ _MATRICES = ("kernel", "embedding", "gate", "up", "down", "a", "b")
 def _decayed(params: Any) -> Any:
     # biases and gains of stacked layers have a leading layers axis, so their rank does not tell; their names do
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _MATRICES, params)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """When to stop, and what to tell besides."""
+
+    patience: int | None = None
+    """Stop when the validation loss has not fallen for so many of its measurements. Left out: after the last step only."""
+    least_fall: float = 0.0
+    """A smaller fall of the validation loss is none, for --loop.patience."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, in the folder tensorboard."""
+
+    def check(self) -> None:
+        """Raises ValueError for a number that no run can have."""
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"--loop.patience {self.patience} is too small; give at least 1")
+        if not self.least_fall >= 0:
+            raise ValueError(f"--loop.least-fall {self.least_fall} must be 0 or above")
 
 
 @dataclass(frozen=True)
@@ -172,6 +197,7 @@ class Settings:
     wafer: WaferSettings = field(default_factory=WaferSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
     supervision: Annotated[Supervision, tyro.conf.arg(name="")] = field(default_factory=Supervision)
 
@@ -200,6 +226,7 @@ class Settings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self.optimiser, name) <= 0:
                 raise ValueError(f"--optimiser.{name.replace('_', '-')} {getattr(self.optimiser, name)} must be above 0")
+        self.loop.check()
         self.supervision.check(self.cluster.systems)
 
     def deaths(self, wafer: wse.Wafer | None) -> tuple[Death, ...]:
@@ -230,6 +257,7 @@ class Settings:
         for name in ("out", "keep", "kill_pe", "kill_link", "from_manifest", "distributed", "supervision"):
             del values[name]
         values["model"] = identity_of(self.model)
+        del values["loop"]["tensorboard"]
         values["wafer"]["defects_file"] = None if self.wafer.defects_file is None else str(self.wafer.defects_file)
         if self.wafer.off:
             values["wafer"] = {"off": True}

@@ -13,7 +13,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,11 +27,12 @@ from rich.console import Console
 import wsejax as wse
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training import distributed
-from wsejax.training.checkpoint import Checkpoints
+from wsejax.training.callbacks import Callback, Checkpointer
 from wsejax.training.data import Batch, Corpus, load_corpus, validation_batches
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, history, survive
 from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
+    MetricsLog,
     available_host_bytes,
     check_run_directory,
     require_host_memory,
@@ -40,19 +40,15 @@ from wsejax.training.rundir import (
 )
 from wsejax.training.sampling import continue_text
 from wsejax.training.shares import lay_out
-from wsejax.training.state import (
-    TrainState,
-    abstract_like,
-    init_train_state,
-    make_train_step,
-)
+from wsejax.training.state import TrainState, init_train_state, make_train_step
 from wsejax.training.tether import tether
+from wsejax.training.trainer import Trainer
 
-from .processes import Feed, facts, held_out_on, open_log, stopper
-from .recorder import Recorder, progress_bar
+from .processes import Feed, facts, held_out_on
 from .reproduce import check_same_run, origin_of, settings_of
+from .running import concluded, run_steps
 from .settings import Settings
-from .supervise import refuse, report_end, run_supervised
+from .supervise import refuse, run_supervised
 from .task import Task, activation_bytes, task_of
 
 PROMPT = b"def "
@@ -91,6 +87,15 @@ class Run:
 def prepare(settings: Settings) -> Run:
     """Check everything that can be wrong before anything is written. Raises ValueError, OSError or MemoryError for
     the user to read."""
+    run = checked(settings)
+    if check_run_directory(settings.out, run.identity) and run.wafer is not None:
+        past = history(settings.out)
+        run = replace(run, wafer=run.wafer.kill(past.pes, past.links))
+    return run
+
+
+def checked(settings: Settings) -> Run:
+    """What the settings ask for, whatever the folder holds. Raises as `prepare`."""
     settings.check()
     task = task_of(settings.model)
     require_host_memory(
@@ -109,9 +114,6 @@ def prepare(settings: Settings) -> Run:
         check_same_run(settings.from_manifest, identity, corpus)
     # those that a wafer died of which is gone are not of the wafers that are left
     deaths = settings.deaths(wafer) if settings.cluster.instead_of is None else ()
-    if check_run_directory(settings.out, identity) and wafer is not None:
-        past = history(settings.out)
-        wafer = wafer.kill(past.pes, past.links)
     return Run(settings, task, corpus, wafer, settings.optimiser.build(settings.steps), identity, deaths)
 
 
@@ -202,74 +204,52 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
     program = program_digest(train_step(run), run.abstract_state, run.held_out[0])
     manifest = Provenance(folder, origin_of(settings, run.identity, run.corpus, run.wafer, program, say), say)
     describe(run, machine, folder)
+    deaths = Deaths(run, machine, folder, manifest, say)
+    return run_steps(
+        settings, folder, console, manifest, abstract_state=run.abstract_state, shardings=machine.state_shardings,
+        initial=lambda: lay_out(run.initial_state(), machine.state_shardings), advance=machine.step, batches=batches,
+        tokens=settings.batch * run.task.config.context, validate=lambda state: validation_loss(deaths.machine, state.params),
+        deadline_seconds=settings.distributed.deadline_seconds, watching=deaths.watching,
+    )  # fmt: skip
 
-    with (
-        Checkpoints(folder / "checkpoints", keep=settings.keep, report=say, completed=manifest.checkpoint) as checkpoints,
-        stopper(say) as stop,
-        distributed.Watch(settings.distributed.deadline_seconds) as watch_peers,
-        ExitStack() as stack,
-    ):
-        restored = checkpoints.restore_newest(abstract_like(run.abstract_state, machine.state_shardings), manifest.differs)
-        if restored is None:
-            state, start = lay_out(run.initial_state(), machine.state_shardings), 0
-        else:
-            state, start = restored.state, restored.step
-            batches.set_state(restored.data_state or {})
-            console.print(f"going on from the checkpoint of step {start}")
-        tether().start(start, first=distributed.is_first())
-        watch = DeathWatch(folder, run.wafer, run.deaths, say)
-        log = stack.enter_context(open_log(folder / "metrics.jsonl", step=start, report=say))
-        manifest.started(start)
-        progress = stack.enter_context(progress_bar(console))
-        recorder = Recorder(settings, settings.batch * run.task.config.context, log, progress, start)
-        step = saved = start
-        while step < settings.steps and not stop.asked:
-            if died := watch.due(step, run.wafer):
-                recorder.flush()
-                watch_peers.pause()
-                tether().busy()
-                try:
-                    run, machine, state, event = without(run, state, died, step)
-                except LostWaferError as error:
-                    if step > saved:
-                        saved = save(checkpoints, recorder, step, state, batches)
-                    raise LostWaferError(
-                        f"{error}. Nothing is lost: the same command without this death goes on after step {step}"
-                    ) from error
-                watch.record(event)
-                manifest.fault(event, run.wafer)
-                say(str(event))
-                describe(run, machine, folder)
-                recorder.restart_clock()
-            step += 1
-            state, metrics = machine.step(state, next(batches))
-            recorder.add(step, metrics)
-            watch_peers.step()
-            last = step == settings.steps
-            if last or step % settings.eval_every == 0:
-                recorder.flush(partial(validation_loss, machine, state.params))
-            if last or step % settings.checkpoint_every == 0:
-                saved = save(checkpoints, recorder, step, state, batches)
-        if step > saved:
-            save(checkpoints, recorder, step, state, batches)
-        checkpoints.wait()
-        if step == settings.steps:
-            manifest.end(step, state.params)
-    return state, log, step == settings.steps
+
+class Deaths(Callback):
+    """Goes on without what dies of the wafer between two steps; `machine` is the one that there now is."""
+
+    def __init__(self, run: Run, machine: Machine, folder: Path, manifest: Provenance, say: Callable[[str], None]):
+        self.run, self.machine, self._folder, self._manifest, self._say = run, machine, folder, manifest, say
+        self._watch = DeathWatch(folder, run.wafer, run.deaths, say)
+
+    def watching(self, saver: Checkpointer, peers: distributed.Watch) -> Deaths:
+        self._saver, self._peers = saver, peers
+        return self
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Raises LostWaferError where nothing usable is left."""
+        if not (died := self._watch.due(trainer.step, self.run.wafer)):
+            return
+        trainer.flush()
+        self._peers.pause()
+        tether().busy()
+        try:
+            self.run, self.machine, trainer.state, event = without(self.run, trainer.state, died, trainer.step)
+        except LostWaferError as error:
+            self._saver.save(trainer)
+            raise LostWaferError(
+                f"{error}. Nothing is lost: the same command without this death goes on after step {trainer.step}"
+            ) from error
+        trainer.advance = self.machine.step
+        self._watch.record(event)
+        self._manifest.fault(event, self.run.wafer)
+        self._say(str(event))
+        describe(self.run, self.machine, self._folder)
+        trainer.restart_clock()
 
 
 def validation_loss(machine: Machine, params: Any) -> float:
     """Mean loss over the validation batches, nats per byte."""
     params = jax.device_put(params, machine.params_shardings)
     return float(np.mean([float(machine.evaluate(params, batch)) for batch in machine.held_out]))
-
-
-def save(checkpoints: Checkpoints, recorder: Recorder, step: int, state: TrainState, batches: Any) -> int:
-    """Save after the metrics are on disk, so that no checkpoint is ever ahead of them. Returns the step."""
-    recorder.flush()
-    recorder.log.sync()
-    checkpoints.save(step, state, data_state=batches.get_state())
-    return step
 
 
 def sample(run: Run, params: Any) -> str:
@@ -354,7 +334,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
         return refuse(error)
-    try:
+
+    def work() -> tuple[MetricsLog, bool]:
         with console.status("planning the step"):
             machine = on_machine(run)
         distributed.agree("the planned program", {"audit": machine.audit})
@@ -363,15 +344,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             if complete:
                 tether().busy()
                 finish(run, state, log, console, sys.argv[1:] if arguments is None else arguments)
-                return 0
-    except Exception as error:
-        return report_end(error)
-    except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    step = log.rows[-1]["step"] if log.rows else 0
-    console.print(f"stopped after step {step}; the same command goes on from there", highlight=False)
-    return 130
+        return log, complete
+
+    return concluded(work, console)
 
 
 if __name__ == "__main__":

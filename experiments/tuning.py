@@ -21,7 +21,7 @@ from wsejax.training.preference import Kind, check_preference, preference_loss, 
 from wsejax.training.provenance import as_json
 from wsejax.training.state import TrainState, init_train_state
 
-from .settings import OptimiserSettings, WaferSettings
+from .settings import LoopSettings, OptimiserSettings, WaferSettings
 from .task import ModelSettings, dropouts, task_of
 
 BYTES = "bytes"
@@ -97,12 +97,14 @@ class Settings:
     optimiser: OptimiserSettings = field(
         default_factory=lambda: OptimiserSettings(learning_rate=1e-4, warmup_steps=10, beta2=0.999, weight_decay=0.0)
     )
+    loop: LoopSettings = field(default_factory=LoopSettings)
 
     def check(self) -> None:
         """Raises ValueError for what no run can have."""
         for name, least in {"steps": 2, "batch": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        self.loop.check()
         if self.weights is not None and not self.weights.is_dir():
             raise ValueError(f"--weights {self.weights}: is no folder; name the folder of config.json and model.safetensors")
         for name in ("learning_rate", "clip_norm"):
@@ -128,7 +130,7 @@ class Settings:
         values = as_json(dataclasses.asdict(self))
         for name in ("out", "keep", "export", "model", "tokenizer"):
             del values[name]
-        del values["lora"]["export"]
+        del values["lora"]["export"], values["loop"]["tensorboard"]
         return values | ({"wafer": {"off": True}} if self.wafer.off else {})
 
 

@@ -1,7 +1,8 @@
 """Attention of every family: multi-head, grouped and single keys; causal, bidirectional and cross; windows, biases and caches.
 
-Who sees whom follows from positions alone: a key at position p (-1: there is none) is seen by a query at q if p <= q (causal) and q - p <
-window. So padding, ragged batches and caches whose slots are in any order need no masks of their own.
+Who sees whom follows from places alone: a key at position p (-1: there is none) is seen by a query at q if p <= q (causal) and q - p <
+window, and both belong to the same segment where there are several. So padding, ragged batches, rows of several documents and caches whose
+slots are in any order need no masks of their own.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from .layers import drop, linear
 
 Bias = Callable[[Int[Array, "rows seq"], Int[Array, "rows keys"]], Float[Array, "rows_or_1 heads seq_or_1 keys"]]
 """From positions of queries and keys what is added to the scores."""
+Segments = tuple[Int[Array, "batch seq"], Int[Array, "batch keys"]]
+"""Of queries and of keys: the number of the document that each belongs to. Positions count anew in each."""
 KeysValues = tuple[Float[Array, "batch keys kv_heads dim"], Float[Array, "batch keys kv_heads dim"]]
 
 
 def visible(
-    queries: Int[Array, "rows seq"], keys: Int[Array, "rows keys"], *, causal: bool, window: int | None
+    queries: Int[Array, "rows seq"], keys: Int[Array, "rows keys"], *, causal: bool, window: int | None, segments: Segments | None = None
 ) -> Bool[Array, "rows seq_or_1 keys"]:
-    """Which query sees which key, by their positions; of one row for all queries where all see the same."""
+    """Which query sees which key, by their positions and segments; of one row for all queries where all see the same."""
     q, k = queries[:, :, None], keys[:, None, :]
     seen = k >= 0
     if causal:
         seen = seen & (k <= q)
     if window is not None:
         seen = seen & (q - k < window)
+    if segments is not None:
+        seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
     return seen
 
 
@@ -46,6 +51,7 @@ def attend(
     causal: bool,
     window: int | None = None,
     bias: Bias | None = None,
+    segments: Segments | None = None,
     dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
     query_block: int | None = None,
@@ -59,28 +65,31 @@ def attend(
     kv_heads = k.shape[2]
     q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, seq, kv_heads, heads // kv_heads, dim)
 
-    def rows(some: Array, at: Array, key: Any) -> Array:
+    def rows(some: Array, at: Array, within: Array | None, key: Any) -> Array:
         scores = jnp.einsum("bqhgd,bkhd->bhgqk", some, k).astype(jnp.float32)
         if bias is not None:
             added = bias(at, keys_at)
             scores = scores + added.reshape(added.shape[0], kv_heads, heads // kv_heads, *added.shape[2:])
-        seen = visible(at, keys_at, causal=causal, window=window)
+        pair = None if segments is None or within is None else (within, segments[1])
+        seen = visible(at, keys_at, causal=causal, window=window, segments=pair)
         weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
         weights = drop(weights, dropout, key).astype(v.dtype)
         return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v)
 
     key = None if dropout == 0.0 else key
+    within = None if segments is None else segments[0]
     if query_block is None or seq < 2 * query_block:
-        return rows(q, queries_at, key).reshape(batch, seq, heads, dim)
+        return rows(q, queries_at, within, key).reshape(batch, seq, heads, dim)
     count = seq // query_block
     cut = lambda x: jnp.moveaxis(x[:, : count * query_block].reshape(x.shape[0], count, query_block, *x.shape[2:]), 1, 0)
     keys = None if key is None else jax.random.split(key, count + 1)
     again = jax.checkpoint(rows, prevent_cse=False)
-    blocks = (cut(q), cut(queries_at), None if keys is None else keys[1:])
+    blocks = (cut(q), cut(queries_at), None if within is None else cut(within), None if keys is None else keys[1:])
     _, done = jax.lax.scan(lambda c, block: (c, again(*block)), None, blocks)
     done = jnp.moveaxis(done, 0, 1).reshape(batch, count * query_block, *q.shape[2:])
     if seq % query_block:
-        rest = rows(q[:, count * query_block :], queries_at[:, count * query_block :], None if keys is None else keys[0])
+        left = lambda x: x[:, count * query_block :]
+        rest = rows(left(q), left(queries_at), None if within is None else left(within), None if keys is None else keys[0])
         done = jnp.concatenate([done, rest], axis=1)
     return done.reshape(batch, seq, heads, dim)
 

@@ -38,6 +38,8 @@ class ModelConfig:
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
+    mup_base_width: int | None = None  # muP, which is the standard parametrisation at this width (`mup.py`); None: standard at every width
+    mup_base_head_width: int = 0  # head_width at that width; 0: of as many heads
     # how it runs; none of these is part of the model
     remat: Remat = "none"
     scan: bool = True  # one compiled block run `layers` times; False unrolls
@@ -61,6 +63,7 @@ class ModelConfig:
             raise ValueError(f"norm_epsilon={self.norm_epsilon}: must be above 0")
         if self.query_block is not None:
             self._at_least_one("query_block")
+        self._base()
 
     def _kinds(self) -> None:
         """What a field is declared to hold, for those of plain kinds: a text from a command line is no number, and no is not False."""
@@ -73,6 +76,46 @@ class ModelConfig:
     def _heads_divide_width(self) -> None:
         if self.heads > 0 and self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: every head needs width / heads features")
+
+    def _base(self) -> None:
+        base, given = self.mup_base_width, self.mup_base_head_width
+        if base is None:
+            if given:
+                raise ValueError(f"mup_base_head_width={given} without mup_base_width: give both, or neither")
+            return
+        self._at_least_one("mup_base_width")
+        if given < 0:
+            raise ValueError(f"mup_base_head_width={given}: give a whole number of at least 1, or 0 for as many heads")
+        if not given and self.head_width * base % self.width:
+            raise ValueError(
+                f"mup_base_width={base} does not divide by heads={self.heads} into heads of whole features, as width={self.width} has them "
+                f"of {self.head_width}: give another width, or mup_base_head_width"
+            )
+
+    @property
+    def base_width(self) -> int:
+        """Where muP and the standard parametrisation are one; this width, without muP."""
+        return self.mup_base_width or self.width
+
+    @property
+    def base_head_width(self) -> int:
+        return self.mup_base_head_width or self.head_width * self.base_width // self.width
+
+    @property
+    def hidden_scale(self) -> float:
+        """Of initial values of matrices between features, against the base's: their variance falls with what they sum over."""
+        return (self.base_width / self.width) ** 0.5
+
+    @property
+    def scores_scale(self) -> float:
+        """Of attention's scores: `attention_scale` (None: head_width ** -0.5) at the base, and 1 / head_width beside it."""
+        base, at_base = self.base_head_width, getattr(self, "attention_scale", None)
+        return (base**-0.5 if at_base is None else at_base) * (base / self.head_width)
+
+    @property
+    def logits_scale(self) -> float:
+        """Of what the head reads."""
+        return self.base_width / self.width
 
     @property
     def stochastic(self) -> bool:

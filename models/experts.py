@@ -26,9 +26,10 @@ class Experts(nnx.Module):
 
     def __init__(
         self, width: int, ffn_width: int, experts: int, top: int, activation: str, *, capacity_factor: float | None, scale: float,
-        out_scale: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs,
+        out_scale: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs, router_scale: float | None = None,
     ):  # fmt: skip
-        self.router = linear(width, experts, bias=False, scale=scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.router = linear(width, experts, bias=False, scale=scale if router_scale is None else router_scale, **kinds)
         made = lambda *shape, scale: nnx.Param(normal(scale)(rngs.params(), shape, param_dtype))
         self.gate = made(experts, width, ffn_width, scale=scale)
         self.up = made(experts, width, ffn_width, scale=scale)

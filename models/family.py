@@ -61,18 +61,19 @@ class Family:
         return self.bound(config, params)(*args, **kwargs)
 
     def training_logits(
-        self, config: Any, params: PyTree, *inputs: Array, key: Array | None = None, present: Array | None = None
+        self, config: Any, params: PyTree, *inputs: Array, key: Array | None = None, present: Array | None = None, **places: Array
     ) -> tuple[Array, Array | None]:
         """Logits, and what a mixture of experts adds to the loss: its load-balancing loss times its weight; None where there is none.
 
-        present: 1 for tokens, 0 for padding; None: all are there. A decoder needs it for that loss alone.
+        present: 1 for tokens, 0 for padding; None: all are there. A decoder needs it for that loss alone. places: `segment_ids` and
+        `positions`, where rows hold several documents (and `answer_segment_ids`, `answer_positions` where there is an answer).
         """
         module = self.bound(config, params)
         if self.kind != "decoder":
-            return module(*inputs, key, present=present), None
+            return module(*inputs, key, present=present, **places), None
         if not config.experts or config.balance_weight == 0.0:
-            return module(*inputs, key), None
-        logits, balance = module.with_balance(*inputs, key, present=present)
+            return module(*inputs, key, **places), None
+        logits, balance = module.with_balance(*inputs, key, present=present, **places)
         return logits, config.balance_weight * balance
 
     def new_cache(self, config: Any, batch: int, slots: int) -> Any:

@@ -214,6 +214,11 @@ _APART = ("remat", "scan", "query_block", "dtype", "param_dtype", "init_scale", 
 
 def checked(from_hf: Any, config: Any, made: dict[str, Any]) -> dict[str, Any]:
     """`made`, if it says all that config does; ValueError names the fields that config.json has no words for."""
+    if config.mup_base_width is not None:
+        raise ValueError(
+            f"mup_base_width={config.mup_base_width}: config.json of {made['model_type']} cannot say so; fold muP's multipliers into the "
+            "parameters (models.mup.folded), or use orbax"
+        )
     again = from_hf(made)
     fields = [f.name for f in dataclasses.fields(config) if f.name not in _APART]
     if lost := [name for name in fields if getattr(config, name) != getattr(again, name)]:

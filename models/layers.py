@@ -43,6 +43,11 @@ def norm(kind: Literal["layer", "rms"], width: int, epsilon: float, *, bias: boo
     return nnx.LayerNorm(width, epsilon=epsilon, use_bias=bias, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
+def times(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
+    """x times a number; at 1, x itself."""
+    return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
+
+
 def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
     """Dropout; without a key, or at rate 0, x itself."""
     if key is None or rate == 0.0:

@@ -54,10 +54,12 @@ def save(folder: str | os.PathLike[str], family: Family, config: Any, adapters: 
       base: what the adapters belong to: a folder or a name, for `base_model_name_or_path`.
 
     Raises:
-      ValueError: the folder holds something, or the family is an encoder, for which no task is known.
+      ValueError: the folder holds something, the model is in muP, or the family is an encoder, for which no task is known.
     """
     if family.kind not in _TASKS:
         raise ValueError(f"family={family.name}: an encoder's head is no task of PEFT's; merge the adapters and save the model")
+    if config.mup_base_width is not None:
+        raise ValueError(f"mup_base_width={config.mup_base_width}: PEFT knows no multipliers of muP; merge the adapters and fold these in")
     pairs, known = pairs_of(adapters), linears(family, config)
     rank = next(iter(pairs.values()))["a"].shape[-1]
     tensors: dict[str, np.ndarray] = {}

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from .attention import Attention, Bias, attend
+from .attention import Attention, Bias, Segments, attend
 from .config import ModelConfig
 from .family import Family
 from .hf import ACTIVATIONS_OF, NAMES_OF_ACTIVATIONS, Switches, checked, written
-from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through, times
 from .positions import relative_bucket
 from .tables import Entry, dense, same
-from .transformer import Cache, Store, check_length, store
+from .transformer import Cache, Store, check_length, check_places, store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,14 @@ class T5Config(ModelConfig):
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
             raise ValueError(f"buckets={self.buckets}, max_distance={self.max_distance}: give a multiple of 4, and more than half of it")
 
+    @property
+    def scores_scale(self) -> float:
+        return self.base_head_width / self.head_width
+
+    @property
+    def logits_scale(self) -> float:
+        return super().logits_scale * (self.base_width**-0.5 if self.scale_logits else 1.0)
+
 
 class T5Block(nnx.Module):
     """Attention to its own sequence, in the decoder also to the encoder's, and an MLP, each after a norm and added to the stream."""
@@ -58,7 +66,7 @@ class T5Block(nnx.Module):
         inner = (c.heads * c.head_width) ** -0.5
         attention = lambda: Attention(
             c.width, c.heads, c.heads, c.head_width, qkv_bias=False, out_bias=False, scale=c.width**-0.5, out_scale=inner,
-            q_scale=(c.width * c.head_width) ** -0.5, **kinds,
+            q_scale=(c.width * c.base_head_width) ** -0.5, **kinds,
         )  # fmt: skip
         make_norm = lambda: norm("rms", c.width, c.norm_epsilon, bias=False, **kinds)
         self.config = c
@@ -71,18 +79,20 @@ class T5Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[..., tuple[Array, Array, Array]],
-        bias: Bias, causal: bool, source: tuple[Array, Array, Array] | None, key: Any,
+        bias: Bias, causal: bool, source: tuple[Array, Array, Array] | None, key: Any, own: Segments | None = None,
+        across: Segments | None = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Array, Array]]:  # fmt: skip
-        """source: keys and values of the encoder for this layer, and their positions."""
+        """source: keys and values of the encoder for this layer, and their positions. own, across: segments of the two attentions."""
         c = self.config
         keys = split_keys(key, 5)
         h = self.norm1(x)
         k, v, keys_at = keys_from(*self.attention.keys_values(h))
-        how: dict[str, Any] = {"scale": 1.0, "dropout": c.dropout, "query_block": c.query_block}
-        mixed = attend(self.attention.q(h), k, v, at, keys_at, causal=causal, bias=bias, key=keys[0], **how)
+        how: dict[str, Any] = {"scale": c.scores_scale, "dropout": c.dropout, "query_block": c.query_block}
+        mixed = attend(self.attention.q(h), k, v, at, keys_at, causal=causal, bias=bias, segments=own, key=keys[0], **how)
         x = x + drop(self.attention.out(mixed), c.dropout, keys[1])
         if self.cross is not None and self.cross_norm is not None and source is not None:
-            mixed = attend(self.cross.q(self.cross_norm(x)), *source[:2], at, source[2], causal=False, key=keys[2], **how)
+            q = self.cross.q(self.cross_norm(x))
+            mixed = attend(q, *source[:2], at, source[2], causal=False, segments=across, key=keys[2], **how)
             x = x + drop(self.cross.out(mixed), c.dropout, keys[3])
         return x + drop(self.mlp(self.norm2(x)), c.dropout, keys[4]), (k, v)
 
@@ -93,7 +103,7 @@ class Half(nnx.Module):
     def __init__(self, c: T5Config, layers: int, *, decoder: bool, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         self.config, self.layers, self.causal = c, layers, decoder
-        self.relative = nnx.Embed(c.buckets, c.heads, embedding_init=normal(c.width**-0.5), **kinds)
+        self.relative = nnx.Embed(c.buckets, c.heads, embedding_init=normal(c.base_width**-0.5), **kinds)
         self.blocks = stack(lambda rngs: T5Block(c, decoder=decoder, rngs=rngs), layers, rngs)
         self.norm = norm("rms", c.width, c.norm_epsilon, bias=False, **kinds)
 
@@ -107,16 +117,16 @@ class Half(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[[Any], Any], caches: Any, source: Any,
-        source_at: Any, key: Any,
+        source_at: Any, key: Any, own: Segments | None = None, across: Segments | None = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Array, Array]]:  # fmt: skip
         c = self.config
         keys = None if key is None or not c.stochastic else jax.random.split(key, self.layers + 2)
         x = drop(x, c.dropout, None if keys is None else keys[0])
 
         def body(block: T5Block, x: Array, scanned: Any) -> tuple[Array, Any]:
-            own, of_source, key = scanned
+            cache, of_source, key = scanned
             there = None if of_source is None else (*of_source, source_at)
-            return block(x, at, keys_from(own), self.bias, self.causal, there, key)
+            return block(x, at, keys_from(cache), self.bias, self.causal, there, key, own, across)
 
         scanned = (caches, source, None if keys is None else keys[2:])
         x, kept = through(self.blocks, x, scanned, body, layers=self.layers, remat=c.remat, scan=c.scan)
@@ -133,20 +143,31 @@ class T5(nnx.Module):
         self.tokens = nnx.Embed(c.vocab_size, c.width, embedding_init=normal(1.0), **kinds)
         self.encoder = Half(c, c.layers, decoder=False, rngs=rngs)
         self.decoder = Half(c, c.decoder_layers, decoder=True, rngs=rngs)
-        self.head = None if c.tied else linear(c.width, c.vocab_size, bias=False, scale=c.width**-0.5, **kinds)
+        self.head = None if c.tied else linear(c.width, c.vocab_size, bias=False, scale=c.base_width**-0.5, **kinds)
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], answer: Int[Array, "batch answer"], key: Key[Array, ""] | None = None, *,
-        present: Int[Array, "batch seq"] | None = None,
+        present: Int[Array, "batch seq"] | None = None, segment_ids: Int[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None, answer_segment_ids: Int[Array, "batch answer"] | None = None,
+        answer_positions: Int[Array, "batch answer"] | None = None,
     ) -> Float32[Array, "batch answer vocab"]:  # fmt: skip
         """answer: begins with the start token. present: 1 for tokens, 0 for padding; None: all are there. A typed PRNG key turns dropout
-        on. Raises ValueError for a sequence longer than the context."""
+        on. segment_ids and positions: as in `Decoder.__call__`, of both sequences; an answer reads what has its own number.
+
+        Raises ValueError for a sequence longer than the context, places that are not one for each token, and segments of one sequence only.
+        """
+        if (segment_ids is None) != (answer_segment_ids is None):
+            raise ValueError("segment_ids of one sequence only: an answer reads what has its number, so give answer_segment_ids, too")
+        check_places(tokens, segment_ids=segment_ids, positions=positions)
+        check_places(answer, answer_segment_ids=answer_segment_ids, answer_positions=answer_positions)
+        pair = lambda queries, keys: None if queries is None or keys is None else (queries, keys)
         of_encoder, of_decoder = split_keys(key, 2)
         check_length(answer.shape[1], self.config.context, "answer")
-        source, source_at = self._source(tokens, present, of_encoder)
-        at = jnp.arange(answer.shape[1])[None, :]
+        source, source_at = self._source(tokens, present, of_encoder, pair(segment_ids, segment_ids), positions)
+        at = jnp.arange(answer.shape[1])[None, :] if answer_positions is None else answer_positions
         own = lambda cache: lambda k, v: (k, v, at)
-        x, _ = self.decoder(self.tokens(answer), at, own, None, source, source_at, of_decoder)
+        segments = pair(answer_segment_ids, answer_segment_ids), pair(answer_segment_ids, segment_ids)
+        x, _ = self.decoder(self.tokens(answer), at, own, None, source, source_at, of_decoder, *segments)
         return self._logits(x)
 
     def prefill(
@@ -181,21 +202,22 @@ class T5(nnx.Module):
         )  # fmt: skip
         return self._logits(x)[:, 0], {**cache, "k": k, "v": v, "position": position, "length": length + 1}
 
-    def _source(self, tokens: Array, present: Array | None, key: Any) -> tuple[tuple[Array, Array], Array]:
+    def _source(
+        self, tokens: Array, present: Array | None, key: Any, segments: Segments | None = None, positions: Array | None = None
+    ) -> tuple[tuple[Array, Array], Array]:
         """The encoder's keys and values for each layer of the decoder, and their positions."""
         check_length(tokens.shape[1], self.config.context)
-        at = jnp.arange(tokens.shape[1])[None, :]
+        at = jnp.arange(tokens.shape[1])[None, :] if positions is None else positions
         keys_at = at if present is None else jnp.where(present > 0, at, -1)
         own = lambda cache: lambda k, v: (k, v, keys_at)
-        read, _ = self.encoder(self.tokens(tokens), at, own, None, None, None, key)
+        read, _ = self.encoder(self.tokens(tokens), at, own, None, None, None, key, segments)
         graph, params = nnx.split(self.decoder.blocks)
         # layer by layer inside a scan, as everything that has layers
         of_layer = lambda carry, params: (carry, nnx.merge(graph, params).cross.keys_values(read))
         return jax.lax.scan(of_layer, None, params)[1], keys_at
 
     def _logits(self, x: Float[Array, "batch seq width"]) -> Float32[Array, "batch seq vocab"]:
-        if self.config.scale_logits:
-            x = x * jnp.asarray(self.config.width**-0.5, x.dtype)
+        x = times(x, self.config.logits_scale)
         return (self.tokens.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
 
 

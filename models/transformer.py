@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from .attention import Attention, Bias, attend
+from .attention import Attention, Bias, Segments, attend
 from .config import ModelConfig
 from .experts import Experts, load_balance
-from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through
+from .layers import MLP, drop, linear, norm, normal, split_keys, stack, through, times
 from .positions import Rotary, alibi_slopes, rotate
 
 Cache = dict[str, Any]
@@ -94,7 +94,8 @@ class Block(nnx.Module):
 
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         kinds: dict[str, Any] = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
-        scale, last = c.init_scale, c.init_scale * (2 * c.layers) ** -0.5
+        scale = c.init_scale * c.hidden_scale
+        last = scale * (2 * c.layers) ** -0.5
         self.config = c
         make_norm = lambda: norm(c.norm, c.width, c.norm_epsilon, bias=c.norm_bias, **kinds)
         self.norm1 = make_norm()
@@ -105,14 +106,15 @@ class Block(nnx.Module):
         shared: dict[str, Any] = {"scale": scale, "out_scale": last, **kinds}
         if c.experts:
             self.experts = Experts(
-                c.width, c.ffn_width, c.experts, c.experts_per_token, c.activation, capacity_factor=c.capacity_factor, **shared
+                c.width, c.ffn_width, c.experts, c.experts_per_token, c.activation, capacity_factor=c.capacity_factor,
+                router_scale=scale * c.hidden_scale, **shared,
             )  # fmt: skip
         else:
             self.mlp = MLP(c.width, c.ffn_width, c.activation, gated=c.gated, bias=c.mlp_bias, **shared)
 
     def __call__(
         self, x: Float[Array, "batch seq width"], at: Int[Array, "rows seq"], keys_from: Callable[..., tuple[Array, Array, Array]],
-        layer: Any, key: Any, present: Any = None,
+        layer: Any, key: Any, present: Any = None, segments: Segments | None = None,
     ) -> tuple[Float[Array, "batch seq width"], tuple[Any, Any, Any]]:  # fmt: skip
         """The stream after this block, and its keys, values and expert loads. `keys_from(k, v)` says which keys are attended to, and
         where these stand."""
@@ -125,10 +127,10 @@ class Block(nnx.Module):
         if c.rotary is not None:
             q, k = rotate(q, at, c.rotary), rotate(k, at, c.rotary)
         k, v, keys_at = keys_from(k, v)
-        scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
+        scale = c.scores_scale
         mixed = attend(
             q, k, v, at, keys_at, scale=scale / (layer + 1) if c.scale_by_layer else scale, causal=True, window=c.window,
-            bias=alibi(c), dropout=c.attention_dropout, key=of_weights, query_block=c.query_block,
+            bias=alibi(c), segments=segments, dropout=c.attention_dropout, key=of_weights, query_block=c.query_block,
         )  # fmt: skip
         attended = drop(self.attention.out(mixed), c.dropout, of_attention)
         stream = x if c.parallel else x + attended
@@ -147,7 +149,7 @@ def alibi(c: DecoderConfig) -> Bias | None:
         coarse = jnp.asarray(slopes.astype(jnp.bfloat16).astype(np.float32))
         # said to XLA, which may leave out what a cast there and back would round
         rounded = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        return lambda queries, keys: rounded(coarse * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.head_width**-0.5
+        return lambda queries, keys: rounded(coarse * rounded(keys[:, None, None, :].astype(jnp.float32))) * c.base_head_width**-0.5
     return lambda queries, keys: jnp.asarray(slopes) * keys[:, None, None, :].astype(jnp.float32)
 
 
@@ -155,6 +157,13 @@ def check_length(seq: int, context: int, what: str = "tokens") -> None:
     """Raises ValueError where a sequence is longer than the context."""
     if seq > context:
         raise ValueError(f"{what} has sequence length {seq}, the model's context is {context}: crop the input or raise `context`")
+
+
+def check_places(tokens: Array, **places: Array | None) -> None:
+    """Raises ValueError for segment ids or positions that are not one for each token."""
+    for name, array in places.items():
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(f"{name} has shape {array.shape}, and there are tokens of {tokens.shape}: give one for each token")
 
 
 def last_of(x: Float[Array, "batch seq width"], lengths: Int[Array, " batch"]) -> Float[Array, "batch width"]:
@@ -185,34 +194,51 @@ class Decoder(nnx.Module):
         self.head_bias = nnx.Param(jnp.zeros(c.vocab_size, c.param_dtype)) if c.tied and c.head_bias else None
         self.blocks = stack(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
 
-    def __call__(self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None) -> Float32[Array, "batch seq vocab"]:
-        """Logits of the next token at every position. A typed PRNG key turns dropout on. Raises ValueError for a sequence longer than the
-        context."""
-        return self.logits(self.features(tokens, key)[0])
+    def __call__(
+        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, *, segment_ids: Int[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
+    ) -> Float32[Array, "batch seq vocab"]:  # fmt: skip
+        """Logits of the next token at every position. A typed PRNG key turns dropout on.
+
+        segment_ids: which document of its row each token belongs to, from 1, and 0 for padding; a token sees none of another document.
+        None: a row is one document. positions: from 0 in each document; None: from 0 in each row.
+
+        Raises ValueError for a sequence longer than the context, and places that are not one for each token.
+        """
+        return self.logits(self.features(tokens, key, segment_ids=segment_ids, positions=positions)[0])
 
     def with_balance(
-        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, *, present: Int[Array, "batch seq"] | None = None
-    ) -> tuple[Float32[Array, "batch seq vocab"], Float32[Array, ""]]:
+        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, *, present: Int[Array, "batch seq"] | None = None,
+        segment_ids: Int[Array, "batch seq"] | None = None, positions: Int[Array, "batch seq"] | None = None,
+    ) -> tuple[Float32[Array, "batch seq vocab"], Float32[Array, ""]]:  # fmt: skip
         """Logits, and the load-balancing loss of a mixture of experts, as yet without its weight; 0 without one.
 
-        present: 1 for tokens that count in that loss, 0 for padding; None: all do.
+        present: 1 for tokens that count in that loss, 0 for padding; None: all that have a segment.
         """
-        x, loads = self.features(tokens, key, present)
+        x, loads = self.features(tokens, key, present, segment_ids=segment_ids, positions=positions)
         return self.logits(x), jnp.zeros(()) if loads is None else load_balance(loads)
 
     def logits(self, x: Float[Array, "*batch width"]) -> Float32[Array, "*batch vocab"]:
+        x = times(x, self.config.logits_scale)
         logits = (self.tokens.attend(x) if self.head is None else self.head(x)).astype(jnp.float32)
         if self.head_bias is None:
             return logits
         return logits + self.head_bias[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
     def features(
-        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, present: Int[Array, "batch seq"] | None = None
-    ) -> tuple[Array, Any]:
+        self, tokens: Int[Array, "batch seq"], key: Key[Array, ""] | None = None, present: Int[Array, "batch seq"] | None = None, *,
+        segment_ids: Int[Array, "batch seq"] | None = None, positions: Int[Array, "batch seq"] | None = None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         """What the head reads, and the experts' loads (None without experts)."""
         check_length(tokens.shape[1], self.config.context)
-        at = jnp.arange(tokens.shape[1])[None, :]
-        x, (_, _, loads) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, key, present, keep=False)
+        check_places(tokens, segment_ids=segment_ids, positions=positions)
+        at = jnp.arange(tokens.shape[1])[None, :] if positions is None else positions
+        segments = None if segment_ids is None else (segment_ids, segment_ids)
+        if self.config.experts and present is None and segment_ids is not None:
+            present = (segment_ids > 0).astype(jnp.int32)
+        x, (_, _, loads) = self._through(
+            tokens, at, lambda own: lambda k, v: (k, v, at), None, key, present, keep=False, segments=segments, counted=positions is None
+        )
         return x, loads
 
     def new_cache(self, batch: int, slots: int) -> Cache:
@@ -236,7 +262,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"tokens has sequence length {seq}, the cache {slots} slots: give at least as many slots")
         at = jnp.arange(seq)[None, :]
         present = (at < lengths[:, None]).astype(jnp.int32)
-        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, present, keep=True)
+        x, (k, v, _) = self._through(tokens, at, lambda own: lambda k, v: (k, v, at), None, None, present, keep=True, counted=True)
         room = lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, slots - seq), (0, 0), (0, 0)))
         place = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], (tokens.shape[0], slots))
         place = jnp.where(place < lengths[:, None], place, -1)
@@ -259,9 +285,10 @@ class Decoder(nnx.Module):
         return self.logits(x[:, 0]), {"k": k, "v": v, "position": position, "length": length + 1}
 
     def _through(
-        self, tokens: Array, at: Array, keys_from: Callable[[Any], Any], caches: Any, key: Any, present: Any, *, keep: bool
-    ) -> tuple[Array, tuple[Any, Any, Any]]:
-        """The stream after the last norm, and of every layer keys, values (where kept) and loads."""
+        self, tokens: Array, at: Array, keys_from: Callable[[Any], Any], caches: Any, key: Any, present: Any, *, keep: bool,
+        segments: Segments | None = None, counted: bool = False,
+    ) -> tuple[Array, tuple[Any, Any, Any]]:  # fmt: skip
+        """The stream after the last norm, and of every layer keys, values (where kept) and loads. counted: `at` counts from 0."""
         c = self.config
         first, keys = None, None
         if key is not None and c.stochastic:
@@ -269,13 +296,13 @@ class Decoder(nnx.Module):
             keys = jax.random.split(rest, c.layers)
         x = self.tokens(tokens)
         if self.positions is not None:
-            # whole sequences begin at 0, and a slice of the table is no gather
-            x = x + (self.positions.embedding[None, : at.shape[1]].astype(c.dtype) if caches is None else self.positions(at))
+            # a slice of the table is no gather
+            x = x + (self.positions.embedding[None, : at.shape[1]].astype(c.dtype) if counted else self.positions(at))
         x = drop(x, c.embedding_dropout, first)
 
         def body(block: Block, x: Array, scanned: Any) -> tuple[Array, Any]:
             own, key, layer = scanned
-            x, (k, v, load) = block(x, at, keys_from(own), layer, key, present)
+            x, (k, v, load) = block(x, at, keys_from(own), layer, key, present, segments)
             return x, (k if keep else None, v if keep else None, load)
 
         layers = jnp.arange(c.layers, dtype=jnp.float32) if c.scale_by_layer else None

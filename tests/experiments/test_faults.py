@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import recorder
 from experiments.train import main
 from tests.experiments.test_train import (  # noqa: F401  (fixtures for every test here)
     ON_WAFER,
@@ -25,7 +24,7 @@ from tests.experiments.test_train import (  # noqa: F401  (fixtures for every te
     flags_of,
     promotion_as_users_have_it,
 )
-from wsejax.training import read_metrics
+from wsejax.training import read_metrics, trainer
 from wsejax.training.outcome import Fault
 
 KILLS = flags_of("--kill-pe 4 3 5 --kill-pe 4 4 5 --kill-link 7 8 8 8 9")
@@ -57,13 +56,13 @@ def died(out: Path) -> list[tuple[list, list]]:
 @pytest.fixture
 def after_step(monkeypatch):
     """after_step(n, do): `do` is called when step n of the next run is done."""
-    actions, add = {}, recorder.Recorder.add
+    actions, add = {}, trainer.Trainer.add
 
     def add_and_act(self, step, metrics):
         add(self, step, metrics)
         actions.pop(step, lambda: None)()
 
-    monkeypatch.setattr(recorder.Recorder, "add", add_and_act)
+    monkeypatch.setattr(trainer.Trainer, "add", add_and_act)
     return actions.__setitem__
 
 

@@ -90,7 +90,7 @@ def state_of(out: Path) -> dict[str, str]:
 
 
 def rows_of(out: Path) -> list[dict]:
-    return [{name: x for name, x in row.items() if name != "host_seconds"} for row in read_metrics(out / "metrics.jsonl")]
+    return [{name: x for name, x in row.items() if not name.startswith("host_")} for row in read_metrics(out / "metrics.jsonl")]
 
 
 # ---- the losses --------------------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(whole, here, tmp_path):
 
 
 def test_preferences_are_learned_and_a_stopped_run_goes_on(here, tmp_path, monkeypatch):
-    from experiments import recorder
+    from wsejax.training import trainer
 
-    add = recorder.Recorder.add
+    add = trainer.Trainer.add
 
     def add_then_press(self, step, metrics):
         add(self, step, metrics)
@@ -189,7 +189,7 @@ def test_preferences_are_learned_and_a_stopped_run_goes_on(here, tmp_path, monke
 
     given = (*PLAIN, *LORA, "--method", "dpo")
     assert main(flags(here, tmp_path / "whole", *given, kind="pairs")) == 0
-    monkeypatch.setattr(recorder.Recorder, "add", add_then_press)
+    monkeypatch.setattr(trainer.Trainer, "add", add_then_press)
     assert main(flags(here, tmp_path / "stopped", *given, kind="pairs")) == 130
     assert [row["step"] for row in rows_of(tmp_path / "stopped")] == [1, 2, 3]
     assert main(flags(here, tmp_path / "stopped", *given, kind="pairs")) == 0

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import recorder
 from experiments.train import main
 from tests.experiments.test_train import (  # noqa: F401  (fixtures for every test here)
     ON_WAFER,
@@ -29,7 +28,7 @@ from tests.experiments.test_train import (  # noqa: F401  (fixtures for every te
     promotion_as_users_have_it,
 )
 from wsejax.cli import main as wsejax
-from wsejax.training import read_metrics
+from wsejax.training import read_metrics, trainer
 from wsejax.training.manifest import MANIFEST, Entry, read_chain
 from wsejax.training.provenance import parameters_digest
 
@@ -49,7 +48,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(place) -> Path:
     """A plain run of few steps, stopped once and gone on with."""
-    before, add = Path.cwd(), recorder.Recorder.add
+    before, add = Path.cwd(), trainer.Trainer.add
 
     def add_then_press(self, step, metrics):
         add(self, step, metrics)
@@ -60,11 +59,11 @@ def whole(place) -> Path:
     pressed: list[str] = []
     os.chdir(place)
     try:
-        recorder.Recorder.add = add_then_press
+        trainer.Trainer.add = add_then_press
         assert main([*SMALL, *PLAIN, "--data", "text/*.txt", "--out", "run"]) == 130
         assert main([*SMALL, *PLAIN, "--data", "text/*.txt", "--out", "run"]) == 0
     finally:
-        recorder.Recorder.add = add
+        trainer.Trainer.add = add
         os.chdir(before)
     return place / "run"
 

@@ -192,15 +192,16 @@ def cached(compile_once) -> dict[str, str]:  # noqa: F811
 FILLS = """
 import resource, sys, time
 from pathlib import Path
-from experiments import recorder, train
-add, saved = recorder.Recorder.add, Path(sys.argv[1]) / "checkpoints" / "3"
+from experiments import train
+from wsejax.training import trainer
+add, saved = trainer.Trainer.add, Path(sys.argv[1]) / "checkpoints" / "3"
 def add_and_fill(self, step, metrics):
     add(self, step, metrics)
     if step == 4:
         while not saved.is_dir():
             time.sleep(0.01)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
-recorder.Recorder.add = add_and_fill
+trainer.Trainer.add = add_and_fill
 sys.exit(train.main(sys.argv[2:]))
 """
 
@@ -270,15 +271,16 @@ def test_a_loss_that_is_no_number_by_chance_and_one_that_is_not(whole, text, tmp
     spoilt = f"""
 import sys
 from pathlib import Path
-from experiments import recorder, supervise, train
-add, marker = recorder.Recorder.add, Path({str(marker)!r})
+from experiments import supervise, train
+from wsejax.training import trainer
+add, marker = trainer.Trainer.add, Path({str(marker)!r})
 def spoil(self, step, metrics):
     done = len(marker.read_text()) if marker.exists() else 0
     if step == {at} and done < {times}:
         marker.write_text("x" * (done + 1))
         metrics = dict(metrics, loss=float("nan"))
     add(self, step, metrics)
-recorder.Recorder.add = spoil
+trainer.Trainer.add = spoil
 sys.exit(train.main())
 """
     wrapper = tmp_path / "python"  # as the supervisor's Python, that starts another program than is asked for

@@ -85,7 +85,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].tobytes() == b[path].tobytes(), path
-    rows = [[{k: v for k, v in row.items() if k != "host_seconds"} for row in read_metrics(out / "metrics.jsonl")] for out in (one, other)]
+    rows = [
+        [{k: v for k, v in row.items() if not k.startswith("host_")} for row in read_metrics(out / "metrics.jsonl")] for out in (one, other)
+    ]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(1, len(rows[0]) + 1))
     assert (one / "sample.txt").read_text() == (other / "sample.txt").read_text()
@@ -148,9 +150,9 @@ def test_a_corrupt_newest_checkpoint_is_said_and_the_run_ends_the_same(whole, te
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_ctrl_c_saves_and_the_same_command_goes_on(whole, text, tmp_path, monkeypatch, at):
-    from experiments import recorder
+    from wsejax.training import trainer
 
-    add = recorder.Recorder.add
+    add = trainer.Trainer.add
 
     def add_then_press(self, step, metrics):
         add(self, step, metrics)
@@ -158,7 +160,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(whole, text, tmp_path, monkey
             (tmp_path / "pressed").touch()
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(recorder.Recorder, "add", add_then_press)
+    monkeypatch.setattr(trainer.Trainer, "add", add_then_press)
     out = tmp_path / "run"
     assert main([*SMALL, *PLAIN, *text, "--out", str(out)]) == 130
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:

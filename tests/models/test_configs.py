@@ -111,7 +111,7 @@ OTHERWISE: dict[str, tuple[Any, ...]] = {
     "capacity_factor": (1.25,), "experts": (3,), "experts_per_token": (1,),
     "balance_weight": (0.5,), "dropout": (0.25,), "embedding_dropout": (0.25,), "attention_dropout": (0.25,), "bos_token": (5,),
     "eos_tokens": ((3, 4),), "pad_token": (6,), "segments": (3,), "head_activation": ("tanh",), "padding_token": (7,), "buckets": (16,),
-    "max_distance": (99,), "start_token": (9,),
+    "max_distance": (99,), "start_token": (9,), "mup_base_width": (16,), "mup_base_head_width": (8,),
 }  # fmt: skip
 """By field: values, of which one at least is not a family's default."""
 

@@ -195,7 +195,8 @@ def _figure(value: float | None) -> str:
 # ---- convert -----------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Write a checkpoint in another format: every parameter bit by bit, unless --dtype is given."""
+    """Write a checkpoint in another format: every parameter bit by bit, unless --dtype is given, or a model in muP goes to hf, for
+    which muP's multipliers are folded into its queries and its last norm."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """Checkpoint of any format."""
@@ -215,12 +216,14 @@ class Convert:
     """Print one JSON document."""
 
     def run(self) -> Output:
-        files, weights = model_file("hf_files"), model_file("weights")
+        files, weights, mup = (model_file(name) for name in ("hf_files", "weights", "mup"))
         files.check_writable(self.out, self.overwrite)
         found = open_checkpoint(self.source, self.model)
         with progress("reading") as report:
             params = found.load(dtype=self.dtype, report=report)
         family, config = found.family, found.config
+        if fold := self.to == "hf" and getattr(config, "mup_base_width", None) is not None:
+            config, params = mup.folded(family, config, params)
         with progress("writing") as report:
             if self.to == "hf":
                 sizes = {"max_shard_bytes": self.max_shard_bytes, "report": report}
@@ -230,7 +233,8 @@ class Convert:
         leaves = jax.tree.leaves(params)
         count, total = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
         data = {"in": str(self.source), "out": str(self.out), "to": self.to, "family": family.name, "parameters": count, "bytes": total}
-        return Output(data, [f"{self.out}: {family.name}, {count:,} parameters, {with_unit(total, 'B', 4)}"])
+        said = ", muP's multipliers folded in" if fold else ""
+        return Output(data | {"mup_folded": fold}, [f"{self.out}: {family.name}, {count:,} parameters, {with_unit(total, 'B', 4)}{said}"])
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------

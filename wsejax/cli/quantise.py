@@ -42,11 +42,14 @@ class Quantise:
     """Print one JSON document."""
 
     def run(self) -> Output:
-        int8, files = model_file("int8"), model_file("hf_files")
+        int8, files, mup = (model_file(name) for name in ("int8", "hf_files", "mup"))
         files.check_writable(self.out, False)
         found = open_checkpoint(self.source, self.model)
         with progress("reading") as report:
             params = found.load(report=report)
+        if getattr(found.config, "mup_base_width", None) is not None:
+            config, params = mup.folded(found.family, found.config, params)
+            found = dataclasses.replace(found, config=config)
         tokens = None if self.text is None else self._tokens(found.family, found.config)
         coded = int8.quantised(found.family, found.config, params, group=self.group, tables=self.tables, keep=self.keep)
         rows = sorted(int8.errors(params, coded), key=lambda row: row.sqnr_db)

@@ -14,13 +14,14 @@ from wsejax.compiler.layout import Layouts
 from wsejax.compiler.lowered import Compiled, Lowered
 from wsejax.compiler.pin import with_layout
 from wsejax.compiler.program import Call, Loop, Program, Unknown
+from wsejax.compiler.skipped import ActivationSparsity, measure_activation_sparsity
 from wsejax.compiler.traffic import Traffic, traffic
 from wsejax.compiler.walk import Context, Step
 from wsejax.compiler.work import weights_of
 
 __all__ = [
-    "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError", "Graph", "HloReport",
-    "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown", "UnsupportedOpError", "Value",
-    "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "jit", "load_exported", "register_rule", "traffic", "wafer_map",
-    "weights_of", "with_layout",
+    "ActivationSparsity", "ArtefactError", "Audit", "BalancedStore", "CacheInfo", "Call", "Compiled", "Context", "Exported", "FabricError",
+    "Graph", "HloReport", "Layouts", "LoadedFunction", "Loop", "Lowered", "Op", "Program", "Step", "Traffic", "Unknown",
+    "UnsupportedOpError", "Value", "WaferFunction", "attention", "audit", "balanced_store", "check_hlo", "jit", "load_exported",
+    "measure_activation_sparsity", "register_rule", "traffic", "wafer_map", "weights_of", "with_layout",
 ]  # fmt: skip

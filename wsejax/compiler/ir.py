@@ -129,7 +129,7 @@ def read(closed, caller: str = "unknown source", keep: tuple[str, ...] = ()) -> 
     Raises:
       UnsupportedOpError: the program has side effects (callbacks, prints) or calls that cannot be looked into.
     """
-    jaxpr, consts = _open(closed)
+    jaxpr, consts = opened(closed)
     ins = [_value(v.aval) for v in jaxpr.invars]
     ops: list[Op] = []
     outs = _inline(jaxpr, [_constant(c) for c in consts], ins, ops, caller, keep)
@@ -162,7 +162,7 @@ def _mark_entangled(ops: list[Op]) -> None:
 
 def read_blocks(closed, keep: tuple[str, ...] = ()) -> Graph | None:
     """The graph of what the first `shard_map` of a jaxpr does on a block, None where there is none."""
-    for eqn in _open(closed)[0].eqns:
+    for eqn in opened(closed)[0].eqns:
         if eqn.primitive.name == "shard_map":
             return read(eqn.params["jaxpr"], keep=keep)
         for inner in jec.jaxprs_in_params(eqn.params):
@@ -203,7 +203,8 @@ def _turn_products(ops: list[Op], outs: list[Value]) -> list[Op]:
     return [op for op in turned if id(op) not in gone]
 
 
-def _open(closed) -> tuple[Any, Sequence[Any]]:
+def opened(closed) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and the values of its constants, where it carries them."""
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())  # one class from jax 0.12 on, two before
 
 
@@ -233,7 +234,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
             skip, count = lengths.matvec + lengths.vecmat, lengths.solve
             args = [*ins[skip : skip + count], *ins[sum(lengths) :]]
-            body, body_consts = _open(solve)
+            body, body_consts = opened(solve)
             outs = _inline(body, [_constant(c) for c in body_consts], args, ops, source, keep)
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
@@ -243,7 +244,7 @@ def _inline(jaxpr, consts: list[Value], args: list[Value], ops: list[Op], caller
             env.update(zip(eqn.outvars, outs, strict=True))
             continue
         if name in CALLS:
-            body, body_consts = _open(eqn.params[CALLS[name]])
+            body, body_consts = opened(eqn.params[CALLS[name]])
             if name in ("checkpoint", "remat", "remat2") and eqn.params.get("prevent_cse", True) and eqn.params.get("differentiated"):
                 ins = _barrier(ins, ops, source)
             outs = _inline(body, [_constant(c) for c in body_consts], ins, ops, source, keep)
@@ -329,9 +330,14 @@ def scan_split(op: Op) -> tuple[int, int]:
     return len(op.ins) - scanned - carry, carry
 
 
+def is_literal(v) -> bool:
+    """Whether an equation's operand is a number written into it, `v.val`."""
+    return isinstance(v, jec.Literal)
+
+
 def inner_jaxprs(eqn) -> list[Any]:
     """The jaxprs that an equation calls, without their constants."""
-    return [_open(inner)[0] for inner in jec.jaxprs_in_params(eqn.params)]
+    return [opened(inner)[0] for inner in jec.jaxprs_in_params(eqn.params)]
 
 
 COLLECTIVES = {
@@ -355,4 +361,4 @@ def collectives(closed, devices: Mapping[str, int]) -> Iterator[tuple[str, int]]
             for inner in inner_jaxprs(eqn):
                 yield from walk(inner, times)
 
-    yield from walk(_open(closed)[0], 1)
+    yield from walk(opened(closed)[0], 1)

@@ -22,7 +22,7 @@ from wsejax.compiler.ir import Graph, Value
 from wsejax.compiler.layout import Layouts
 from wsejax.compiler.live import peak_bytes
 from wsejax.compiler.program import Array, Program
-from wsejax.compiler.work import weights_of
+from wsejax.compiler.work import reads_of, weights_of
 from wsejax.hardware.wafer import Wafer
 from wsejax.kernels.relayout import Layout
 
@@ -107,7 +107,11 @@ class Lowered:
         layout = dict(zip(plan.graph.ins, plan.ins, strict=True))
         weights = tuple(Array.of(v, layout[v]) for v in self.weights)
         state_bytes = sum(plan.graph.ins[n].size_bytes for n in self._given_away)
-        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes, self._frame.wafers)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self._in_tree, list(plan.graph.ins)))
+        keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+        named = {v: keystr(path[2:]) or f"argument {keystr(path[1:])}" for path, v in leaves}
+        reads, names = reads_of(plan.graph, self.weights, plan.numbers), tuple(named[v] for v in self.weights)
+        return Program(tuple(plan.calls), plan.local_ops, self.wafer.tiles, weights, state_bytes, self._frame.wafers, names, reads)
 
     def audit(self) -> Audit:
         """The program as a table by primitive and source line. Needs no compilation; after `compile()` it says what the HLO check found,

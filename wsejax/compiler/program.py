@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from wsejax.compiler.ir import Value
 from wsejax.kernels.relayout import Layout
@@ -112,8 +113,9 @@ class Call:
 class Program:
     """All work in the order of the walk; `local_ops` counts the equations that need no fabric.
 
-    `weights` are the floating-point arguments that products or tables read (of those that are donated, if any is), `state_bytes` the bytes
-    of all arguments that are donated. `wafers` share each run; the sizes are those of one of them.
+    `weights` are the floating-point arguments that products or tables read (of those that are donated, if any is), `weight_names` their
+    paths in the arguments; `reads` says by an array's number which of them it is: whole, a slice or a view. `state_bytes` are those of all
+    arguments that are donated. `wafers` share each run; the sizes are those of one of them.
     """
 
     calls: tuple[Call, ...]
@@ -122,6 +124,8 @@ class Program:
     weights: tuple[Array, ...] = ()
     state_bytes: int = 0
     wafers: int = 1
+    weight_names: tuple[str, ...] = ()
+    reads: Mapping[int, int] = dataclasses.field(default_factory=dict, compare=False)
 
     def of_kind(self, kind: str) -> tuple[Call, ...]:
         return tuple(c for c in self.calls if c.kind == kind)

@@ -127,6 +127,7 @@ class Plan:
     have: dict[Value, Layout]
     calls: list[Call]
     local_ops: int
+    numbers: Mapping[Value, int]  # by which the calls name values, those of loops included
 
 
 def whole(value: Value) -> Layout:
@@ -178,7 +179,7 @@ def plan(graph: Graph, ctx: Context, outs: Sequence[Layout] | None = None, ins: 
     final = [whole(v) if v.const is not None else outside(v) for v in graph.outs] if outs is None else list(outs)
     for value, want in zip(graph.outs, final, strict=True):
         record_move(value, have.get(value, whole(value)), want, "result", "result of the function")
-    return Plan(graph, ctx.tiles, ctx.reduction, [have[v] for v in graph.ins], final, _waves(done), have, calls, local)
+    return Plan(graph, ctx.tiles, ctx.reduction, [have[v] for v in graph.ins], final, _waves(done), have, calls, local, ctx.numbers)
 
 
 def _with_work(op: Op, step: Step, ctx: Context) -> list[Call]:

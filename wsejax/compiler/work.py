@@ -9,13 +9,13 @@ and of a scan one trip): they count here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsejax.compiler.ir import Graph, Op, Value, itemsize_bytes
+from wsejax.compiler.ir import Graph, Op, Value, itemsize_bytes, scan_split
 from wsejax.kernels.relayout import Layout, steps
 from wsejax.kernels.work import Elementwise, Gather, Product, Reduction, Window, Work
 
@@ -40,6 +40,7 @@ REDUCTIONS = {
     "argmax", "argmin", "reduce", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor", "top_k",
     "approx_top_k",
 }  # fmt: skip
+_PRODUCTS = ("dot_general", "conv_general_dilated")
 RUNNING = {"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"}
 # flops / (rows x columns x shorter side) of a factorisation, as LAPACK's users' guide counts them for squares; those that iterate: typical
 MATRICES = {
@@ -241,9 +242,35 @@ def weights_of(graph: Graph) -> list[Value]:
     return list(found)
 
 
+def reads_of(graph: Graph, weights: Sequence[Value], numbers: Mapping[Value, int]) -> dict[int, int]:
+    """By the number of a value, which of `weights` it is: as it is, or through views, casts, slices, loads and loops. A number that an
+    operand of a product has which is none (what a loop carries is called what it began with) is left out."""
+    found: dict[Value, int] = {v: n for n, v in enumerate(weights)}
+    _trace_reads(graph, found)
+    others = {numbers.get(v) for op in graph.walk() if op.name in _PRODUCTS for v in op.ins if v not in found}
+    return {numbers[v]: n for v, n in found.items() if v in numbers and numbers[v] not in others}
+
+
+def _trace_reads(graph: Graph, found: dict[Value, int]) -> None:
+    for op in graph.ops:
+        if op.name in FREE or op.name in ("convert_element_type", "load", "slice", "dynamic_slice"):
+            found.update((out, found[v]) for v, out in zip(op.ins, op.outs, strict=False) if v in found)
+        for body, skip in _bodies(op):
+            inner = list(zip(op.ins[skip : skip + len(body.ins)], body.ins, strict=False))
+            if op.name in ("scan", "stream_scan"):
+                consts, carry = (op.params["consts"], op.params["carry"]) if op.name == "stream_scan" else scan_split(op)
+                del inner[consts : consts + carry]
+            elif op.name == "while":
+                del inner[op.params["body_nconsts"] :]
+            found.update((b, found[a]) for a, b in inner if a in found)
+            _trace_reads(body, found)
+            if op.name == "memoryx":
+                found.update((out, found[b]) for b, out in zip(body.outs, op.outs, strict=True) if b in found)
+
+
 def _trace_weights(graph: Graph, views: dict[Value, Value], found: dict[Value, None]) -> None:
     for op in graph.ops:
-        if op.name in ("dot_general", "conv_general_dilated", "gather"):
+        if op.name in (*_PRODUCTS, "gather"):
             # of a product of two arguments the second one is the weight, as in x @ w
             operand = next((v for v in (op.ins[:1] if op.name == "gather" else op.ins[1::-1]) if v in views), None)
             found.update({} if operand is None else {views[operand]: None})

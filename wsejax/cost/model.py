@@ -21,11 +21,12 @@ from wsejax.compiler import Call, Loop, Lowered, Program, Unknown
 from wsejax.cost.errors import UnknownTripsError, model_error
 from wsejax.cost.memory import memory
 from wsejax.cost.path import critical_path
+from wsejax.cost.sparsity import Sparsity, with_sparsity
 from wsejax.cost.stages import OUTSIDE, Streamed, apart, streamed_run
 from wsejax.cost.training import Streaming
 from wsejax.hardware import CS3, System, as_system
 from wsejax.kernels.price import Price, most
-from wsejax.kernels.work import Work
+from wsejax.kernels.work import SparseProduct, Work
 
 EXECUTIONS = ("auto", "resident", "streamed")
 
@@ -64,6 +65,7 @@ class Cost:
       tokens: of one run, all wafers together, if they were given.
       streamed: of a program that itself says what streams, when each stage loads, computes and stores.
       wafers: that share the run. `price` and `lines` are of one of them, `joules` of all.
+      sparsity: what zero weights save, if a share of them was given.
     """
 
     system: System
@@ -77,6 +79,7 @@ class Cost:
     tokens: int | None = None
     streamed: Streamed | None = None
     wafers: int = 1
+    sparsity: Sparsity | None = None
 
     @property
     def compute_seconds(self) -> float:
@@ -142,13 +145,8 @@ class Cost:
         }
 
     def __str__(self) -> str:
-        most = (
-            ""
-            if self.most_cycles == self.price.cycles
-            else " or more"
-            if math.isinf(self.most_cycles)
-            else f" to {self.most_step_seconds:.4g} s"
-        )
+        known, endless = self.most_cycles == self.price.cycles, math.isinf(self.most_cycles)
+        most = "" if known else " or more" if endless else f" to {self.most_step_seconds:.4g} s"
         many = f"{self.wafers} x " if self.wafers > 1 else ""
         return (
             f"modelled step on {many}{self.system.name}, {self.execution}: {self.step_seconds:.4g} s{most}, {self.mfu:.1%} of the dense "
@@ -187,6 +185,7 @@ class Cost:
             "io_seconds": float(self.io_seconds),
             "wafers": self.wafers,
             "streaming": None if self.streamed is None else self.streamed.to_dict(),
+            "weight_sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
             "joules": float(self.joules),
             "tokens_per_second": None if self.tokens_per_second is None else float(self.tokens_per_second),
             "mfu": float(self.mfu),
@@ -224,6 +223,7 @@ def cost(
     execution: str = "auto",
     streaming: Streaming | None = None,
     prefetch: int = 1,
+    weight_sparsity: Any = None,
 ) -> Cost:
     """The modelled cost of one run. Needs shapes only: nothing is allocated or compiled.
 
@@ -237,9 +237,11 @@ def cost(
         that says what streams is streamed.
       streaming: what software and cluster add to such a program's layers and steps; `Streaming()` if None.
       prefetch: layers of its weights on their way while one is worked on, as `MemoryX.prefetch_layers`.
+      weight_sparsity: share of zeros, by weight or of all (`sparsity.shares_of`). It saves time where weights stream, none where they are
+        resident; `Cost.sparsity` says how much and where. No published run was held against it.
 
     Raises:
-      ValueError: an unknown execution, "resident" of a program that streams, or numbers that are not positive.
+      ValueError: an unknown execution, "resident" of a program that streams, numbers that are not positive, or a share outside [0, 1).
       UnknownTripsError: something streams in a loop of unknown length or a branch.
     """
     system = as_system(system)
@@ -248,6 +250,11 @@ def cost(
     if tokens is not None and not tokens >= 1:
         raise ValueError(f"tokens={tokens!r}: must be at least 1, or None")
     plan = program.program if isinstance(program, Lowered) else program
+    if weight_sparsity is not None:
+        options: dict[str, Any] = dict(tokens=tokens, streaming=streaming, prefetch=prefetch)
+        dense = cost(program, system, while_trips=while_trips, execution=execution, **options)
+        settled = dataclasses.replace(plan, calls=tuple(_settled(c, while_trips) for c in plan.calls))
+        return with_sparsity(dense, settled, weight_sparsity, lambda new: cost(new, system, execution="streamed", **options))
     streams, away = plan.streams, any(c.kernel in ("load", "store") for c in plan.of_kind("stream"))
     if away and execution == "resident":
         raise ValueError("execution='resident': this program streams its weights; compile it without streamed_argnums to price it resident")
@@ -268,7 +275,7 @@ def cost(
             once.append((call, 0.0))
             continue
         one = memo[call.work] if call.work in memo else memo.setdefault(call.work, price_of(call, system))
-        one = dataclasses.replace(one, flops=float(call.flops))
+        one = one if any(isinstance(w, SparseProduct) for w in call.work) else dataclasses.replace(one, flops=float(call.flops))
         once.append((call, 0.0 if call.under else float(one.cycles)))
         priced.append((call, one * call.trips))
         groups[call.kind, call.primitive, call.kernel, call.source, bool(call.under)].append(priced[-1])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from wsejax.hardware import System
 from wsejax.kernels.pe.collectives import all_gather_price, all_reduce_price
 from wsejax.kernels.pe.gemm import mesh_gemm_price, summa_price
+from wsejax.kernels.pe.sparse import spmm_price
 from wsejax.kernels.price import Price, computing, copies_per_cycle, least, most, share, travel, vector_cycles, wavelets
 
 # Rectangles of PEs (rows, columns) that a product may take of its grid: a small one is done sooner where wavelets need not go far.
@@ -108,6 +109,46 @@ def _line(system: System, axis: str) -> tuple[Any, Any]:
     return (system.rows, system.cols) if axis == "y" else (system.cols, system.rows)
 
 
+BANDS = (1, 4, 16, 64)  # groups of rows of PEs, each with tokens of its own, into which a sparse product may cut the grid
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseProduct:
+    """A product of which operand number `streamed` comes in as the wavelets of its non-zeros; done dense where that takes no longer.
+
+    `sparsity` is the share of zeros, at least 0 and less than 1; non-zeros lie evenly.
+    """
+
+    product: Product
+    sparsity: Any
+    streamed: int
+
+    def price(self, system: System) -> Price:
+        """The cheaper of the two. Sparse it is the price of `pe.sparse.spmm`, whose non-zeros each need a look-up and a vector instruction
+        over the columns of a PE; but no less than its share of the dense price, which overlaps more."""
+        dense = self.product.price(system)
+        return cheapest([dense, self.sparse_price(system, dense)])
+
+    def sparse_price(self, system: System, dense: Price) -> Price:
+        p, share_left = self.product, 1.0 - self.sparsity
+        side_y, side_x = least(p.batch**0.5, system.rows), least(p.batch**0.5, system.cols)
+        rows, cols = system.rows / side_y, system.cols / side_x
+        results, columns = (p.m, p.n) if self.streamed == 0 else (p.n, p.m)
+        nonzeros = share_left * results * p.k
+        ways = []
+        for bands in BANDS:
+            deep, wide = most(rows / bands, 1.0), cols * least(1.0 * bands, rows)
+            ways.append(spmm_price(system, (deep, wide), nonzeros, 1.0 * results, share(columns, wide), p.itemsize_bytes))
+        one, times, every = cheapest(ways), most(p.batch / (side_y * side_x), 1.0), 1.0 * p.batch
+        return Price(
+            cycles=most(one.cycles * times, share_left * dense.cycles),
+            **{f: getattr(one, f) * times for f in ("compute_cycles", "fabric_cycles", "wait_cycles")},
+            flops=share_left * dense.flops,
+            byte_hops=one.byte_hops * every,
+            sram_bytes=one.sram_bytes * every,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduction:
     """`elements` results, dealt over the lines along `axis`, each combined from the PEs of its line in the order of a topology and handed
@@ -192,10 +233,10 @@ class Alone:
         return self.work.price(system.replace(rows=1.0, cols=1.0))
 
 
-Work = Elementwise | Product | Reduction | Gather | Window | Shift | Alone
+Work = Elementwise | Product | SparseProduct | Reduction | Gather | Window | Shift | Alone
 
 # Work whose sizes are arrays is many pieces of work at once. What chooses a formula is static.
-_STATIC = {"itemsize_bytes", "axis", "topology", "operands"}
-for _kind in (Elementwise, Product, Reduction, Gather, Window, Shift, Alone):
+_STATIC = {"itemsize_bytes", "axis", "topology", "operands", "streamed"}
+for _kind in (Elementwise, Product, SparseProduct, Reduction, Gather, Window, Shift, Alone):
     _names = [f.name for f in dataclasses.fields(_kind)]
     jax.tree_util.register_dataclass(_kind, [n for n in _names if n not in _STATIC], [n for n in _names if n in _STATIC])

@@ -43,6 +43,7 @@ class Corpus:
 
     tokens: uint8[bytes]. train_starts, validation_starts: int64, each the first byte of a window of context + 1
     bytes; windows of one side overlap by their last byte only, and no byte is in windows of both sides.
+    ends: int64, the byte after each document, which begins where the one before it ends; held_out: bool, which are for validation.
     digest: names the text (SHA-256 over the documents), so that a resumed run can tell that its text has changed.
     files: (name, bytes, SHA-256 in hex) of each file that was read, in that order; none for documents from elsewhere.
     """
@@ -51,9 +52,15 @@ class Corpus:
     train_starts: Int64[np.ndarray, " train_windows"]
     validation_starts: Int64[np.ndarray, " validation_windows"]
     context: int
-    documents: int
+    ends: Int64[np.ndarray, " documents"]
+    held_out: Bool[np.ndarray, " documents"]
     digest: str
     files: tuple[tuple[str, int, str], ...] = ()
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.ends)
 
     def window(self, start: int) -> UInt8[np.ndarray, " time"]:
         """The context + 1 bytes from `start`."""
@@ -113,11 +120,12 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fraction: float = 0.05) -> Corpus:
+def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fraction: float = 0.05, windows: bool = True) -> Corpus:
     """Read the files that `patterns` name, or Python's own library where there are none, and split it by document.
 
     The split depends on the documents' content alone: no seed, no path. Raises ValueError where the text is empty or
-    too short for one window of context + 1 bytes on each side, and what `find_files` raises.
+    too short for one window of context + 1 bytes on each side, and what `find_files` raises. windows: False asks for a document on each
+    side in place of a window, as is enough for rows of documents (`packing`).
     """
     if patterns:
         files = find_files(patterns)
@@ -137,7 +145,9 @@ def load_corpus(patterns: Sequence[str] = (), *, context: int, validation_fracti
             listed.append((name, len(document), hashlib.sha256(document).hexdigest()))
             yield document
 
-    corpus = corpus_of(documents(), context=context, document_bytes=document_bytes, validation_fraction=validation_fraction)
+    corpus = corpus_of(
+        documents(), context=context, document_bytes=document_bytes, validation_fraction=validation_fraction, windows=windows
+    )
     return dataclasses.replace(corpus, files=tuple(listed))
 
 
@@ -147,9 +157,10 @@ def corpus_of(
     context: int,
     document_bytes: int = MAX_DOCUMENT_BYTES,
     validation_fraction: float = 0.05,
+    windows: bool = True,
 ) -> Corpus:
     """Documents, cut at document_bytes, as a Corpus. The pieces with the smallest hashes are for validation, at least
-    one.
+    one. windows: as of `load_corpus`.
 
     Two pieces of equal content fall on the same side.
     """
@@ -166,16 +177,18 @@ def corpus_of(
             hashes.append(hashlib.sha256(piece).digest())
     digest = hashlib.sha256(b"".join(hashes)).hexdigest()
     sizes = np.diff(ends, prepend=0).tolist()
-    validation = validation_pieces(hashes, sizes, context=context, fraction=validation_fraction)
+    validation = validation_pieces(hashes, sizes, context=context if windows else 0, fraction=validation_fraction)
+    if not windows and not (~validation).any():
+        raise ValueError(f"--data holds {len(set(hashes))} different documents: give at least two, one to train on and one to validate")
     train_starts, validation_starts = (_window_starts(ends, side, context) for side in (~validation, validation))
-    if not len(train_starts) or not len(validation_starts):
+    if windows and (not len(train_starts) or not len(validation_starts)):
         raise ValueError(
             f"--data holds {len(buffer)} bytes in {len(set(hashes))} different pieces: too little text for one "
             f"training and one validation window of {context + 1} bytes; give more text or a smaller --model.context"
         )
     tokens = np.frombuffer(buffer, np.uint8)
     tokens.flags.writeable = False
-    return Corpus(tokens, train_starts, validation_starts, context, len(ends), digest)
+    return Corpus(tokens, train_starts, validation_starts, context, np.array(ends, np.int64), validation, digest)
 
 
 def validation_pieces(hashes: Sequence[bytes], sizes: Sequence[int], *, context: int, fraction: float) -> Bool[np.ndarray, " pieces"]:

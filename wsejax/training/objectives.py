@@ -68,12 +68,29 @@ class Objective:
         rows = [make(row[: self.context].astype(np.int32), np.random.default_rng(int(seed))) for row, seed in pairs]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _masked(self, tokens: Int32[np.ndarray, " context"], random: np.random.Generator) -> dict[str, Any]:
-        picked = random.permutation(self.context)[: self.noise]
-        weights = np.zeros(self.context, np.float32)
+    def check_rows(self) -> None:
+        """Raises ValueError for spans, whose answers would need rows of their own."""
+        if self.kind == "spans":
+            raise ValueError("spans that were cut out cannot be packed: what is read and its answer differ in length; give windows of text")
+
+    def of_rows(self, batch: Batch, seeds: Any) -> Batch:
+        """A batch of rows of documents (`packing`) for this objective: of a causal one as it is; masked are 15% of each row's bytes."""
+        self.check_rows()
+        if self.kind == "causal":
+            return batch
+        pairs = zip(batch["tokens"], batch["segment_ids"], seeds, strict=True)
+        rows = [self._masked(row, np.random.default_rng(int(seed)), np.flatnonzero(segments)) for row, segments, seed in pairs]
+        return {**batch, **{name: np.stack([row[name] for row in rows]) for name in rows[0]}}
+
+    def _masked(self, tokens: Int32[np.ndarray, " time"], random: np.random.Generator, real: Any = None) -> dict[str, Any]:
+        """real: the places to choose from; None: all."""
+        real = np.arange(len(tokens)) if real is None else real
+        noise = max(1, round(MASKED_SHARE * len(real)))
+        picked = real[random.permutation(len(real))[:noise]]
+        weights = np.zeros(len(tokens), np.float32)
         weights[picked] = 1.0
-        shown, lot = tokens.copy(), random.random(self.noise)
-        other = np.where(lot < 0.9, random.integers(0, VOCABULARY, self.noise), tokens[picked])
+        shown, lot = tokens.copy(), random.random(noise)
+        other = np.where(lot < 0.9, random.integers(0, VOCABULARY, noise), tokens[picked])
         shown[picked] = np.where(lot < 0.8, VOCABULARY, other)
         return {"tokens": shown, "targets": tokens, "weights": weights}
 
@@ -89,8 +106,8 @@ class Objective:
         return {"tokens": read, "answer": np.concatenate([np.zeros(1, np.int32), told[:-1]]), "targets": told}
 
     def loss(self, apply: Callable[..., Array], batch: Any, key: Any = None) -> Float[Array, ""]:
-        """Mean cross-entropy in nats per byte or token that is asked for. apply(*inputs of the batch, key) -> logits."""
-        return cross_entropy(apply(*self.inputs(batch), key), batch["targets"], batch.get("weights"))
+        """Mean cross-entropy in nats per byte or token that is asked for. apply(*inputs of the batch, key, **places) -> logits."""
+        return cross_entropy(apply(*self.inputs(batch), key, **places(batch)), batch["targets"], batch.get("weights"))
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         """What the model reads."""
@@ -115,6 +132,11 @@ class Objective:
                 guesses[mark].append(int(guess))
         fill = lambda of: b"".join(of(int(token)) if token >= VOCABULARY else bytes([token]) for token in tokens)
         return fill(lambda mark: b"_" * len(guesses[mark])), fill(lambda mark: bytes(guesses[mark]))
+
+
+def places(batch: Any) -> dict[str, Any]:
+    """What a model is told, besides tokens, of rows that hold several documents; nothing for other batches."""
+    return {name: batch[name] for name in ("segment_ids", "positions") if name in batch}
 
 
 def cross_entropy(

@@ -16,6 +16,8 @@ import optax
 from flax import nnx, serialization
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
+from .lossscale import loss_scale_state, skipped_steps_of, unscaled
+
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[PyTree, PyTree, Any], Any]
 TrainStep = Callable[["TrainState", PyTree], tuple["TrainState", Metrics]]
@@ -74,18 +76,31 @@ def make_train_step(
     has_aux: loss_fn returns (loss, dict of further float scalars to report).
     learning_rate: the schedule that `tx` follows, only to report it.
     metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before
-    clipping) and, where the schedule is given, `learning_rate`.
+    clipping) and, where the schedule is given, `learning_rate`. Where `tx` scales the loss (`loss_scaled`), these are
+    of the loss as it is; `loss_scale` is the factor that was taken, `skipped_steps` counts the steps so far without an
+    update, and the schedule goes by those with one.
     """
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if stochastic else None
-        found, grads = jax.value_and_grad(loss_fn, has_aux=has_aux)(state.params, batch, key)
-        loss, more = found if has_aux else (found, {})
+        scaling = loss_scale_state(state.opt_state)
+
+        def scaled_loss(params: PyTree, *others: Any) -> tuple[Any, Any]:
+            loss, more = loss_fn(params, *others) if has_aux else (loss_fn(params, *others), {})
+            return loss if scaling is None else loss.astype(jnp.float32) * scaling.scale, (loss, more)
+
+        (_, (loss, more)), grads = jax.value_and_grad(scaled_loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        taken = state.step
+        if scaling is not None:
+            grads, taken = unscaled(grads, scaling.scale), state.step - scaling.skipped
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **more}
         if learning_rate is not None:
-            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+            metrics["learning_rate"] = jnp.asarray(learning_rate(taken), jnp.float32)
+        if scaling is not None:
+            skipped = skipped_steps_of(opt_state).astype(jnp.float32)
+            metrics |= {"loss_scale": scaling.scale, "skipped_steps": skipped}
         return TrainState(params=params, opt_state=opt_state, step=state.step + 1, rng=state.rng), metrics
 
     return step
