@@ -7,7 +7,6 @@ anew.
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,15 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-import rich.progress
+import optax
 import tyro
+from rich.progress import Progress
 
 import wsejax as wse
 from models import hf_files, weights
 from wsejax.cli.checkpoints import Checkpoint, open_checkpoint
 from wsejax.report import plot_loss
+from wsejax.training.callbacks import DivergedError, Log, NaNGuard, Periodic, ProgressBar, Throughput, progress_bar
 from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.distil import Divergence, check_distillation, distilled
 from wsejax.training.provenance import as_json
@@ -37,6 +38,7 @@ from wsejax.training.rundir import (
 )
 from wsejax.training.shares import lay_out
 from wsejax.training.state import TrainState, init_train_state, make_train_step
+from wsejax.training.trainer import Trainer
 
 from .entry import console, start
 from .settings import OptimiserSettings, WaferSettings
@@ -61,8 +63,8 @@ class Settings:
     """Folder for everything that the run writes."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|GLOB ...")] = ()
     """Text files or glob patterns; left out: the documentation and sources of Python's own library on this machine."""
-    temperature: float = 2.0
-    """Softens what teacher and student think likely."""
+    temperature: float = 1.0
+    """Softens what teacher and student think likely; 1 leaves it as it is, which is best for few steps."""
     soft_weight: float = 0.5
     """The teacher's share of the loss; the rest is that of the text itself."""
     divergence: Divergence = "forward"
@@ -100,6 +102,7 @@ class Run:
     teacher: Checkpoint
     corpus: Corpus
     wafer: wse.Wafer | None
+    tx: optax.GradientTransformation
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -109,10 +112,6 @@ class Run:
             del values[name]
         more = {"student": identity_of(self.settings.student), "text_digest": self.corpus.digest}
         return values | as_json(more | {"teacher_model": dataclasses.asdict(self.teacher.config)})
-
-    @cached_property
-    def tx(self) -> Any:
-        return self.settings.optimiser.build(self.settings.steps)
 
     @cached_property
     def held_out(self) -> list[Batch]:
@@ -173,7 +172,8 @@ def prepare(settings: Settings) -> Run:
         except ValueError as error:
             raise ValueError(f"--export {settings.export}: {error}") from None
     teacher = dataclasses.replace(teacher, config=dataclasses.replace(theirs, param_dtype="float32"))
-    run = Run(settings, task, teacher, load_corpus(settings.data, context=ours.context), settings.wafer.build())
+    wafer, corpus = settings.wafer.build(), load_corpus(settings.data, context=ours.context)
+    run = Run(settings, task, teacher, corpus, wafer, settings.optimiser.build(settings.steps))
     check_run_directory(settings.out, run.identity)
     return run
 
@@ -216,36 +216,31 @@ def mean_loss(evaluate: Callable[..., Any], params: Any, run: Run) -> float:
     return float(np.mean([float(evaluate(params, batch)) for batch in run.held_out]))
 
 
-def train(run: Run, machine: Machine, frozen: Any, log: MetricsLog, progress: rich.progress.Progress) -> TrainState:
+def train(run: Run, machine: Machine, frozen: Any, log: MetricsLog, bar: Progress) -> TrainState:
     """Take all steps, and write a row for each. Returns the state."""
-    settings, batches = run.settings, run.batches()
+    settings = run.settings
+    tokens = settings.batch * run.task.config.context
+    measured = lambda state: {"validation_loss": mean_loss(machine.evaluate, state.params, run)}
+    callbacks = [
+        NaNGuard(f"start in another --out with a lower --optimiser.learning-rate than {settings.optimiser.learning_rate}"),
+        Periodic(settings.eval_every, measured), Throughput(tokens), Log(log, bar.console), ProgressBar(bar, tokens),
+    ]  # fmt: skip
     state = lay_out(run.initial_state(), machine.state_shardings)
-    for step in progress.track(range(1, settings.steps + 1), description="distil"):
-        state, metrics = machine.step(state, frozen, next(batches))
-        row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(row["loss"]):
-            raise ValueError(
-                f"the loss of step {step} is {row['loss']}; lower --optimiser.learning-rate {settings.optimiser.learning_rate}"
-            )
-        if step == settings.steps or step % settings.eval_every == 0:
-            row["validation_loss"] = mean_loss(machine.evaluate, state.params, run)
-            said = f"step {step:>5}  soft {row['soft_loss']:.3f}  hard {row['hard_loss']:.3f}  agreement {row['agreement']:.0%}"
-            progress.console.print(f"{said}  validation {row['validation_loss']:.3f} nats/byte", highlight=False)
-        log.append(row)
-    return state
+    advance = lambda state, batch: machine.step(state, frozen, batch)
+    return Trainer(advance, state, run.batches(), steps=settings.steps, callbacks=callbacks).fit()
 
 
 def distil(settings: Settings) -> None:
     """The whole run. Raises ValueError or OSError for what the user can mend."""
     run, printed = prepare(settings), console()
     machine = on_machine(run)
-    with RunDirectory(settings.out, run.identity) as held, rich.progress.Progress(console=printed) as progress:
+    with RunDirectory(settings.out, run.identity) as held, progress_bar(printed) as bar:
         say = lambda message: printed.print(message, style="yellow", markup=False, soft_wrap=True)
         frozen = run.teacher.load(shardings=machine.teacher_shardings, dtype="float32")
         write_atomically(held.path / "audit.txt", machine.audit + "\n")
         best = mean_loss(machine.evaluate_teacher, frozen, run)
         with MetricsLog(held.path / "metrics.jsonl", step=0, report=say) as log:
-            state = train(run, machine, frozen, log, progress)
+            state = train(run, machine, frozen, log, bar)
     plot_loss(log.rows, settings.out / "loss.png", unit="nats/byte, of teacher and text")
     if settings.export is not None:
         weights.save(settings.export, run.task.family, run.task.config, jax.device_get(state.params))
@@ -260,7 +255,14 @@ def distil(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 0, or 2 for what the user can mend."""
-    return start(distil, Settings, __doc__, arguments, prog="python -m experiments.distil", config=(tyro.conf.FlagCreatePairsOff,))
+
+    def work(settings: Settings) -> None:
+        try:
+            distil(settings)
+        except (MemoryError, DivergedError) as error:
+            raise ValueError(str(error)) from error
+
+    return start(work, Settings, __doc__, arguments, prog="python -m experiments.distil", config=(tyro.conf.FlagCreatePairsOff,))
 
 
 if __name__ == "__main__":
