@@ -64,7 +64,7 @@ class Settings:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|GLOB ...")] = ()
     """Text files or glob patterns; left out: the documentation and sources of Python's own library on this machine."""
     temperature: float = 1.0
-    """Softens what teacher and student think likely; 1 leaves it as it is, which is best for few steps."""
+    """Softens what teacher and student think likely; 1 leaves it as it is."""
     soft_weight: float = 0.5
     """The teacher's share of the loss; the rest is that of the text itself."""
     divergence: Divergence = "forward"
