@@ -1,113 +1,27 @@
-"""`wsejax ckpt`: what a checkpoint holds, how two differ, and from one format into the other."""
+"""`wsejax ckpt`: what a checkpoint holds, how two differ, and from one format into another."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-import rich.console
-import rich.progress
 import tyro
 
 from wsejax.report import Sheet
 
+from .checkpoints import Checkpoint, lines_of, names_of, open_checkpoint, progress
 from .output import Output, with_unit
 from .programs import model_file
+from .quantise import Quantise
 
 _PIECE = 1 << 20  # elements of two tensors that are compared at a time
-_HF, _ORBAX = "Hugging Face's safetensors", "orbax"
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of any format, of which nothing but lists has been read.
-
-    Attributes:
-      arrays: what has a shape and a dtype, by its name there: Hugging Face's, or the "/"-joined path.
-      tree: of orbax's; None in safetensors.
-      family, config: of the model; None where they are not known, and then `unknown` says why.
-      settings: the configuration as it is written there.
-    """
-
-    where: Path
-    format: str
-    arrays: Mapping[str, Any]
-    tree: Any
-    family: Any
-    config: Any
-    unknown: str
-    settings: Mapping[str, Any]
-
-    def read(self, name: str) -> np.ndarray:
-        """One array, in host memory."""
-        return self.arrays[name].read() if self.tree is None else self.tree.read({name: None})[name]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The arrays that are parameters of the model, under their names here."""
-        if self.tree is not None:
-            return {self.tree.prefix + path: x for path, x in self.tree.params.items()}
-        if self.family is None:
-            return dict(self.arrays)
-        matching = model_file("matching")
-        known = matching.known_as(self.arrays, _names(self.family, self.config), self.family)
-        return {given: self.arrays[given] for given in known.values()}
-
-
-def open_checkpoint(where: Path, model: str = "") -> Checkpoint:
-    """Raises ValueError or OSError for what is no checkpoint, or a corrupt one. `model` is a family:preset, for one that does not say."""
-    files, orbax = model_file("hf_files"), model_file("orbax_files")
-    path = orbax.find_tree(where)
-    if path is None:
-        arrays, tree, kind = files.read_tensors(where), None, _HF
-        places = [where if where.is_dir() else where.parent]
-    else:
-        tree, kind = orbax.open_tree(where), _ORBAX
-        arrays, places = tree.arrays, [where, *path.parents[:3]]
-    settings = next((files.read_config(place) for place in places if (place / files.CONFIG).is_file()), {})
-    family, config, unknown = _model(where, model, settings, arrays)
-    return Checkpoint(where, kind, arrays, tree, family, config, unknown, settings)
-
-
-def _model(where: Path, model: str, settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Any, Any, str]:
-    """(family, configuration, ""), or (None, None, why neither is known)."""
-    families, matching = model_file("families"), model_file("matching")
-    if model:
-        return *families.find(model), ""
-    trained = settings.get("config", {}).get("model", {})  # of experiments.train
-    said = settings.get("family") or trained.get("name", "").partition(":")[0] or settings.get("model_type")
-    family = next((one for one in families.FAMILIES.values() if said in (one.name, one.model_type)), None)
-    if family is None:
-        guess = matching.looks_like(arrays)
-        return (
-            None,
-            None,
-            (f"{said!r} is not known here" if said else "no config.json says it") + (f", looks like {guess}" if guess else ""),
-        )
-    try:
-        if trained:
-            return family, matching.from_full({name: value for name, value in trained.items() if name != "name"}, family), ""
-        return family, matching.configuration(settings, family, str(where)), ""
-    except ValueError as error:
-        return None, None, str(error)
-
-
-def _lines(family: Any, config: Any) -> tuple[Any, ...]:
-    return model_file("matching").lines(family, config)
-
-
-def _names(family: Any, config: Any) -> dict[str, Any]:
-    """Hugging Face's names -> their lines of the table."""
-    return {name: line for line in _lines(family, config) for name in line.names}
 
 
 # ---- info --------------------------------------------------------------------------------------------------------------
@@ -221,7 +135,7 @@ def _sides(a: Checkpoint, b: Checkpoint) -> tuple[Side, Side]:
                 f"{a.where} and {b.where}: names differ with the formats, and neither says its model ({a.unknown}; {b.unknown}); "
                 "give --model family:preset"
             )
-        return _in_hf_names(a, known.family, known.config), _in_hf_names(b, known.family, known.config)
+        return _in_hfnames_of(a, known.family, known.config), _in_hfnames_of(b, known.family, known.config)
     whole = (a.tree and a.tree.prefix) == (b.tree and b.tree.prefix)  # else one has a state around its parameters
     return _as_they_are(a, whole), _as_they_are(b, whole)
 
@@ -234,16 +148,16 @@ def _as_they_are(one: Checkpoint, whole: bool) -> Side:
     return {name.removeprefix(prefix): (_kind(x), functools.partial(one.read, name)) for name, x in some.items()}
 
 
-def _in_hf_names(one: Checkpoint, family: Any, config: Any) -> Side:
+def _in_hfnames_of(one: Checkpoint, family: Any, config: Any) -> Side:
     matching, weights = model_file("matching"), model_file("weights")
     if one.tree is None:
-        given = {given: name for name, given in matching.known_as(one.arrays, _names(family, config), family).items()}
+        given = {given: name for name, given in matching.known_as(one.arrays, names_of(family, config), family).items()}
         kept = {given.get(name, name): name for name in one.arrays if name in given or not matching.is_ignored(name, family)}
         return {name: (_kind(one.arrays[own]), functools.partial(one.read, own)) for name, own in kept.items()}
     saved = one.tree.params
     matching.check_params(saved, family, config)
     one.tree.read_through()
-    made = weights.tensors(_lines(family, config), lambda path: one.read(one.tree.prefix + path), {k: x.dtype for k, x in saved.items()})
+    made = weights.tensors(lines_of(family, config), lambda path: one.read(one.tree.prefix + path), {k: x.dtype for k, x in saved.items()})
     return {name: (_kind(x), x.make) for name, x in made}
 
 
@@ -305,15 +219,9 @@ class Convert:
         files, weights, mup = (model_file(name) for name in ("hf_files", "weights", "mup"))
         files.check_writable(self.out, self.overwrite)
         found = open_checkpoint(self.source, self.model)
-        if found.family is None:
-            raise ValueError(f"{self.source}: its model is not known ({found.unknown}); give --model family:preset")
-        family, config = found.family, found.config
-        options: dict[str, Any] = {"shardings": jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0]), "dtype": self.dtype}
         with progress("reading") as report:
-            if found.tree is None:
-                _, params = weights.load(self.source, family, config, **options, report=report)
-            else:
-                _, params = weights.load_orbax(self.source, family, config, **options)
+            params = found.load(dtype=self.dtype, report=report)
+        family, config = found.family, found.config
         if fold := self.to == "hf" and getattr(config, "mup_base_width", None) is not None:
             config, params = mup.folded(family, config, params)
         with progress("writing") as report:
@@ -329,31 +237,19 @@ class Convert:
         return Output(data | {"mup_folded": fold}, [f"{self.out}: {family.name}, {count:,} parameters, {with_unit(total, 'B', 4)}{said}"])
 
 
-@contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left, on a terminal's stderr and nowhere else; told of bytes done and bytes in all."""
-    console = rich.console.Console(file=sys.stderr)
-    columns = (
-        "{task.description}", rich.progress.BarColumn(), rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    with rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)
-
-
 # ---- the command -------------------------------------------------------------------------------------------------------
 _Action = (
     Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Quantise, tyro.conf.subcommand("quantise")]
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Ckpt:
-    """Checkpoints of Hugging Face, of orbax and of runs: what one holds, how two differ, and from one format into the other. Each prints
-    JSON with --json."""
+    """Checkpoints of Hugging Face, of orbax and of runs: what one holds, how two differ, from one format into another, and into int8. Each
+    prints JSON with --json."""
 
     action: _Action
 

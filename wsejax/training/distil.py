@@ -38,7 +38,7 @@ def distillation_loss(
     targets: Int32[Array, "batch time"],
     weights: Float32[Array, "batch time"] | None = None,
     *,
-    temperature: float = 2.0,
+    temperature: float = 1.0,
     soft_weight: float = 0.5,
     divergence: Divergence = "forward",
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -71,7 +71,7 @@ def distilled(
     student: Callable[[Any, Any, Any], tuple[Array, Array | None]],
     teacher: Callable[[Any, Any], Array],
     *,
-    temperature: float = 2.0,
+    temperature: float = 1.0,
     soft_weight: float = 0.5,
     divergence: Divergence = "forward",
 ) -> Callable[[Any, Any, Any, Any], tuple[Float[Array, ""], Metrics]]:
