@@ -49,9 +49,6 @@ number = 3
 """
 
 
-STEP = ("--donate", "0", "--arg", "bfloat16[1024,1024]", "--arg", "bfloat16[4096,1024]")
-
-
 @pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
@@ -140,16 +137,6 @@ def test_cost_is_that_of_wse_and_says_that_it_is_modelled(capsys, program, tmp_p
     assert data["step_seconds"] == wse.cost(lowered).step_seconds and data["memory"]["verdict"] == wse.memory(lowered).verdict
     assert data["modelled"] is True and data["model_errors"] and "modelled" in text and "median error" in text
     assert picture.stat().st_size > 5_000
-
-
-def test_zero_weights_save_time_where_they_stream(capsys, program):
-    common = ("cost", f"{program}:step", *STEP, "--weight-sparsity")
-    text, data = asked(capsys, *common, "0.9", "--execution", "streamed")
-    step = data["weight_sparsity"]["step"]
-    assert data["step_seconds"] == step["seconds"] <= step["dense_seconds"] and step["bound"] == pytest.approx(10)
-    assert "at most" in text and "argument 0" in text
-    text, data = asked(capsys, *common, "argument=0.9", "--execution", "resident")
-    assert data["weight_sparsity"]["step"]["speedup"] == 1 and "saves nothing of a resident program" in text
 
 
 def test_what_does_not_fit_stands_beside_its_time(capsys):
@@ -306,10 +293,6 @@ BAD = [
     (("cost", "tiny", "--set", "name=5"), "is no number"),
     (("cost", "tiny", "--set", "clock_hz=8e8", "--set", "clock-hz=9e8"), "given twice"),
     (("cost", "tiny", "--lines", "-3"), "--lines -3"),
-    (("cost", "PROGRAM:step", *STEP, "--weight-sparsity", "1.0"), "less than 1"),
-    (("cost", "PROGRAM:step", *STEP, "--weight-sparsity", "mlp=0.5"), "matches no weight"),
-    (("cost", "PROGRAM:step", *STEP, "--weight-sparsity", "half"), "such as 0.75"),
-    (("cost", "PROGRAM:step", *STEP, "--weight-sparsity", "0.5", "--weight-sparsity", "0.6"), "one number for all"),
     (("trace", "PROGRAM:product", "--arg", "float32[8,8]", "--arg", "float32[8,8]", "--out", "no/such/t.json"), "no/such/t.json: no such"),
     (("fit", "GATED.json"), "gated='no'"),
     (("compare", "llama-2-7b", "--systems", "cs3", "--micro-batches", "1"), "in less than 3"),
@@ -388,8 +371,8 @@ def test_a_reader_that_wants_no_help_is_no_error():
 @pytest.mark.parametrize(
     "command",
     ["specs", "cost tiny --weight-sparsity 0.9", "compare llama-2-7b --systems cs3 16xcs3 64xh100 tpu-v5p", "audit tiny", "models",
-     "fit llama-3.1-405b",
-     "validate", "wafer --rows 32 --cols 32", "trace tiny", "scale llama-3-8b", "scale llama-3.1-405b --strong --batch 64"],
+     "fit llama-3.1-405b", "validate", "wafer --rows 32 --cols 32", "trace tiny", "scale llama-3-8b",
+     "scale llama-3.1-405b --strong --batch 64"],
 )  # fmt: skip
 def test_every_table_fits_eighty_columns(command: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
