@@ -370,8 +370,9 @@ def test_a_reader_that_wants_no_help_is_no_error():
 
 @pytest.mark.parametrize(
     "command",
-    ["specs", "cost tiny", "compare llama-2-7b --systems cs3 16xcs3 64xh100 tpu-v5p", "audit tiny", "models", "fit llama-3.1-405b",
-     "validate", "wafer --rows 32 --cols 32", "trace tiny", "scale llama-3-8b", "scale llama-3.1-405b --strong --batch 64"],
+    ["specs", "cost tiny --weight-sparsity 0.9", "compare llama-2-7b --systems cs3 16xcs3 64xh100 tpu-v5p", "audit tiny", "models",
+     "fit llama-3.1-405b", "validate", "wafer --rows 32 --cols 32", "trace tiny", "scale llama-3-8b",
+     "scale llama-3.1-405b --strong --batch 64"],
 )  # fmt: skip
 def test_every_table_fits_eighty_columns(command: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wsejax.cost import cost, memory, timeline
-from wsejax.report import audit_table, cost_table, errors_text, kernel_errors, memory_table, plot_memory, plot_timeline, seconds_text
+from wsejax.report import (
+    audit_table,
+    cost_table,
+    errors_text,
+    kernel_errors,
+    memory_table,
+    plot_memory,
+    plot_timeline,
+    seconds_text,
+    sparsity_table,
+)
 from wsejax.report.errors import TWO_MODELS
 from wsejax.report.pricing import verdict_text
 
@@ -56,6 +66,9 @@ class Cost(OnSystem):
     """Weights held on the wafer, or streamed in during the run; auto: streamed if they do not fit."""
     while_trips: int | None = None
     """How often a loop of unknown length runs; left out: the price is a pair of bounds."""
+    weight_sparsity: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[PATTERN=]NUMBER")] = ()
+    """Share of zeros of all weights, such as 0.75, or of those whose path has a regular expression, such as mlp=0.9. They save time where
+    weights stream."""
     lines: int = 15
     """Rows of the table."""
     memory_out: Path | None = None
@@ -69,7 +82,8 @@ class Cost(OnSystem):
         machine = changed(self.system, self.set)
         asked, lowered = self.lowered(self.systems)
         trains = bool(lowered.program.state_bytes)
-        priced = cost(lowered, machine, tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
+        options: dict[str, Any] = dict(tokens=asked.tokens, while_trips=self.while_trips, execution=self.execution)
+        priced = cost(lowered, machine, weight_sparsity=_shares(self.weight_sparsity), **options)
         held = memory(lowered, machine)
         errors = kernel_errors(priced)
         said = (*errors_text(errors, trains, priced.error_group), *((TWO_MODELS,) if trains and priced.streamed is None else ()))
@@ -79,11 +93,30 @@ class Cost(OnSystem):
             "memory": held.to_dict(),
         }  # fmt: skip
         parts = [asked.title, cost_table(priced, self.lines, said, held), "", memory_table(held)]
+        if priced.sparsity is not None:
+            parts += ["", sparsity_table(priced.sparsity)]
         if self.memory_out is not None:
             plot_memory(held, self.memory_out)
             data["memory_path"] = str(self.memory_out)
             parts.append(f"memory map: {self.memory_out}")
         return Output(data, parts)
+
+
+def _shares(given: tuple[str, ...]) -> float | dict[str, float] | None:
+    """Of --weight-sparsity: one number, or one for each regular expression."""
+    shares: dict[str, float] = {}
+    for text in given:
+        pattern, _, number = text.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            raise ValueError(
+                f"--weight-sparsity {text}: give a share of zeros, such as 0.75, or a regular expression's, mlp=0.75"
+            ) from None
+        if pattern in shares or (shares and "" in (*shares, pattern)):
+            raise ValueError(f"--weight-sparsity {text}: give one number for all weights, or one for each regular expression")
+        shares[pattern] = share
+    return shares.get("", shares) if shares else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Cost:
     @property
     def most_step_seconds(self) -> float:
         """With what is not known added to a run without it: more than it can be where it would hide a load."""
+        if self.most_cycles == self.price.cycles:
+            return self.step_seconds
         known = 0.0 if self.streamed is None else self.streamed.seconds - self.system.seconds(self.known_cycles)
         return max(self.system.seconds(self.most_cycles) + max(0.0, known), self.io_seconds)
 

@@ -17,7 +17,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -43,7 +43,7 @@ class Part:
     Attributes:
       sparsity: share of zeros; 0 of what is dense.
       dense_seconds: with dense weights.
-      sparse_seconds: were every product of it done sparse, overhead and all.
+      sparse_seconds: were every product of it done sparse, overhead and all; of a step as `seconds`.
       seconds: each product the cheaper way.
     """
 
@@ -123,10 +123,9 @@ def shares_of(program: Program, weight_sparsity: Any) -> tuple[float, ...]:
         return tuple(share * (n in multiplied - looked_up) for n in range(len(program.weights)))
     shares = [0.0] * len(program.weights)
     taken: set[int] = set()
-    for path, value in jax.tree_util.tree_leaves_with_path(weight_sparsity):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        mask = np.ndim(value) > 0
-        pattern = rf"(^|/){re.escape(name)}$" if mask and len(path) > 1 else name
+    for path, value in _named(weight_sparsity):
+        name, mask = "/".join(path), np.ndim(value) > 0
+        pattern = rf"(^|/){re.escape(name)}(/|$)" if mask and len(path) > 1 else name
         try:
             found = [n for n in sorted(multiplied) if re.search(pattern, program.weight_names[n])]
         except re.error as error:
@@ -144,6 +143,16 @@ def shares_of(program: Program, weight_sparsity: Any) -> tuple[float, ...]:
                 shares[n] = _share(1.0 - np.count_nonzero(value) / max(1, size) if mask else value, name)
         taken.update(found)
     return tuple(shares)
+
+
+def _named(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The leaves of a pytree with their paths; those of a mapping in its own order."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _named(value, (*path, str(key)))
+        return
+    for rest, value in jax.tree_util.tree_leaves_with_path(tree):
+        yield (*path, *(jax.tree_util.keystr((key,), simple=True) for key in rest)), value
 
 
 def _share(value: Any, name: str) -> float:
@@ -206,7 +215,8 @@ def with_sparsity(dense: Cost, program: Program, weight_sparsity: Any, again: Ca
     streams = dense.execution == "streamed"
     new = sparser(program, shares) if streams else program
     found = again(new) if streams else dense
-    step = Part("step", max(shares, default=0.0), float(dense.step_seconds), float(dense.step_seconds), float(found.step_seconds))
+    before, after = float(dense.step_seconds), float(found.step_seconds)
+    step = Part("step", max(shares, default=0.0), before, after, after)
     came = [sum(_weight_bytes(p)) for p in (program, new)] if streams else [0.0, 0.0]
     parts = tuple(_parts(program, new, shares, dense.system, dense.known_cycles))
     return dataclasses.replace(found, sparsity=Sparsity(dense.execution, parts, step, *came))
@@ -220,7 +230,7 @@ def _weight_bytes(program: Program) -> list[float]:
     return [float(program.weight_bytes * (2 if program.state_bytes else 1))]
 
 
-def _parts(program: Program, new: Program, shares: Sequence[float], system: System, known_cycles: float) -> Iterable[Part]:
+def _parts(program: Program, new: Program, shares: Sequence[float], system: System, known_cycles: float) -> Iterator[Part]:
     seconds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
     share_of = {name: share for name, share in zip(program.weight_names, shares, strict=True)}
     memo: dict[Any, tuple[float, float, float]] = {}

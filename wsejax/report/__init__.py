@@ -7,6 +7,7 @@ from .faults import plot_bitflips
 from .generation import generation_table
 from .plots import plot_loss, plot_wafer, plot_yield
 from .pricing import cost_table, memory_table, plot_memory, plot_timeline, seconds_text
+from .sparsity import plot_activation_sparsity, sparsity_table
 from .streaming import clusters_table, plot_scaling, plot_stall, published_scaling_table, scaling_table
 from .sweeps import plot_sweep
 from .tables import Sheet
@@ -15,7 +16,7 @@ from .validation import plot_validation, validation_table
 
 __all__ = [
     "Sheet", "audit_table", "clusters_table", "comparison_table", "cost_table", "error_of", "errors_text", "generation_table",
-    "kernel_errors", "memory_table", "plot_bitflips", "plot_breakdown", "plot_loss", "plot_memory", "plot_scaling", "plot_stall",
-    "plot_sweep", "plot_timeline", "plot_tornado", "plot_traffic", "plot_validation", "plot_wafer", "plot_yield", "published_scaling_table",
-    "scaling_table", "seconds_text", "tco_table", "validation_table",
+    "kernel_errors", "memory_table", "plot_activation_sparsity", "plot_bitflips", "plot_breakdown", "plot_loss", "plot_memory",
+    "plot_scaling", "plot_stall", "plot_sweep", "plot_timeline", "plot_tornado", "plot_traffic", "plot_validation", "plot_wafer",
+    "plot_yield", "published_scaling_table", "scaling_table", "seconds_text", "sparsity_table", "tco_table", "validation_table",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from wsejax import fabric
 from wsejax.hardware import System
@@ -45,8 +46,15 @@ class Stream:
     width: int
 
 
-def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
-    """The non-zeros of a dense array, or of a scipy sparse one; those of PE row r are its columns r K / R and on."""
+def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int], room: int = 1) -> Stream:
+    """The non-zeros of a dense array, or of a scipy sparse one; those of PE row r are its columns r K / R and on.
+
+    Args:
+      room: entries that a row of PEs has at least, so that one compiled program serves matrices with more and fewer non-zeros.
+
+    Raises:
+      ValueError: so many rows and columns that an index does not fit into a wavelet.
+    """
     coo = scipy.sparse.coo_array(a)
     (rows, cols), m, k = grid, coo.shape[0], coo.shape[1]  # pyright: ignore[reportOptionalSubscript]
     width = -(-k // rows)
@@ -56,7 +64,7 @@ def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
     if m * width >= 2**31:
         raise ValueError(f"a has {m} rows and {width} columns for each row of PEs: an index wavelet has 32 bits; use more rows of PEs")
     of = column // width
-    entries = max(int(np.bincount(of, minlength=rows).max(initial=0)), 1)
+    entries = max(int(np.bincount(of, minlength=rows).max(initial=0)), room, 1)
     index, values = np.full((rows, cols, entries), -1, np.int32), np.zeros((rows, cols, entries), value.dtype)
     for r in range(rows):
         mine = np.flatnonzero(of == r)
@@ -64,6 +72,23 @@ def stream_of(a: Shaped[np.ndarray, "M K"], grid: tuple[int, int]) -> Stream:
         index[r, 0, : mine.size] = row[mine] * width + column[mine] % width
         values[r, 0, : mine.size] = value[mine]
     return Stream(jnp.asarray(index), jnp.asarray(values), m, width)
+
+
+def stream_of_layer(kernel: Shaped[ArrayLike, "..."], grid: tuple[int, int], contracted: int = 1, room: int = 1) -> Stream:
+    """A layer's weights as `spmm` takes them, so that its results are columns: (x @ w).T = w.T @ x.T. Masked weights are the zeros that it
+    has. In float32.
+
+    Args:
+      kernel: first the dimensions that the layer contracts, then those of its results.
+      contracted: how many they are.
+
+    Raises:
+      ValueError: `contracted` leaves nothing on one side.
+    """
+    w = np.asarray(kernel, np.float32)
+    if not 0 < contracted < w.ndim:
+        raise ValueError(f"contracted={contracted!r}: of a kernel of shape {w.shape}, name from 1 to {w.ndim - 1} leading dimensions")
+    return stream_of(w.reshape(math.prod(w.shape[:contracted]), -1).T, grid, room)
 
 
 def spmm(a: Stream, x: Float[Array, "R C width n"], tree: Tree | None = None) -> Float[Array, "R C rows n"]:
