@@ -21,10 +21,12 @@ from wsejax.compiler import (
     Traffic,
     UnsupportedOpError,
     WaferFunction,
+    accumulating,
     attention,
     audit,
     balanced_store,
     check_hlo,
+    emulated,
     first_nonfinite,
     load_exported,
     measure_activation_sparsity,
@@ -80,7 +82,7 @@ from wsejax.hardware import (
     system,
 )
 from wsejax.kernels import pe
-from wsejax.report import plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
+from wsejax.report import plot_activation_sparsity, plot_breakdown, plot_memory, plot_timeline, plot_traffic, plot_validation, plot_wafer
 from wsejax.streaming import create_state, jit, open_state
 
 __all__ = [
@@ -88,9 +90,9 @@ __all__ = [
     "Call", "Cluster", "ClusterSpec", "Comparison", "Compiled", "Context", "Cost", "DefectMap", "Deployment", "Exported", "FabricError",
     "Fit", "HloReport", "LoadedFunction", "Lowered", "Memory", "MemoryX", "Op", "Program", "Remap", "Routes", "Served", "Step", "SwarmX",
     "System", "Timeline", "Traffic", "UnknownTripsError", "UnsupportedOpError", "UnusableWaferError", "Validation", "Wafer",
-    "WaferFunction", "WaferSpec", "Workload", "attention", "audit", "balanced_store", "check_hlo", "cluster_spec", "compare", "cost",
-    "create_state", "deploy", "fabric", "first_nonfinite", "fits", "jit", "load_exported", "measure_activation_sparsity", "memory",
-    "model_error", "open_state", "pe", "plot_breakdown", "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer",
-    "register_rule", "remap", "request_cpu_devices", "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map",
-    "with_layout",
+    "WaferFunction", "WaferSpec", "Workload", "accumulating", "attention", "audit", "balanced_store", "check_hlo", "cluster_spec",
+    "compare", "cost", "create_state", "deploy", "emulated", "fabric", "first_nonfinite", "fits", "jit", "load_exported",
+    "measure_activation_sparsity", "memory", "model_error", "open_state", "pe", "plot_activation_sparsity", "plot_breakdown",
+    "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices",
+    "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -12,11 +12,13 @@ from .streaming import clusters_table, plot_scaling, plot_stall, published_scali
 from .sweeps import plot_sweep
 from .tables import Sheet
 from .traffic import plot_traffic
+from .transfer import plot_transfer
 from .validation import plot_validation, validation_table
 
 __all__ = [
     "Sheet", "audit_table", "clusters_table", "comparison_table", "cost_table", "error_of", "errors_text", "generation_table",
     "kernel_errors", "memory_table", "plot_activation_sparsity", "plot_bitflips", "plot_breakdown", "plot_loss", "plot_memory",
-    "plot_scaling", "plot_stall", "plot_sweep", "plot_timeline", "plot_tornado", "plot_traffic", "plot_validation", "plot_wafer",
-    "plot_yield", "published_scaling_table", "scaling_table", "seconds_text", "sparsity_table", "tco_table", "validation_table",
+    "plot_scaling", "plot_stall", "plot_sweep", "plot_timeline", "plot_tornado", "plot_traffic", "plot_transfer", "plot_validation",
+    "plot_wafer", "plot_yield", "published_scaling_table", "scaling_table", "seconds_text", "sparsity_table", "tco_table",
+    "validation_table",
 ]  # fmt: skip
