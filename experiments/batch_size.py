@@ -29,12 +29,12 @@ from wsejax.cost.converged import Converged, Steps, TargetNotReachedError, cheap
 from wsejax.report.batch_size import converged_table, plot_batch_sizes
 from wsejax.training.accumulate import value_and_grad
 from wsejax.training.batch_size import Rule, TradeOff, fit_trade_off, scaled_rate, scaled_steps
+from wsejax.training.callbacks import progress_bar
 from wsejax.training.data import Corpus, load_corpus, train_batches, validation_batches
 from wsejax.training.noise import NoiseScale, squared_norms
 
 from .entry import console as wide_console
 from .entry import start
-from .recorder import progress_bar
 from .task import ModelSettings, Task, task_of
 
 MEASUREMENTS = 40  # of the validation loss, evenly over the examples of a run

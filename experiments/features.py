@@ -95,11 +95,10 @@ class SparsitySettings:
     def _structure(self) -> Any:
         if self.structure == "unstructured":
             return sparse.Unstructured()
-        kinds: tuple[tuple[str, Any], ...] = ((r"(\d+):(\d+)", sparse.NM), (r"(\d+)x(\d+)", sparse.Block))
-        for pattern, kind in kinds:
-            if found := re.fullmatch(pattern, self.structure):
-                first, second = map(int, found.groups())
-            return kind(first, second)
+        if found := re.fullmatch(r"(\d+):(\d+)", self.structure):
+            return sparse.NM(int(found[1]), int(found[2]))
+        if found := re.fullmatch(r"(\d+)x(\d+)", self.structure):
+            return sparse.Block((int(found[1]), int(found[2])))
         raise ValueError(f"--sparsity.structure {self.structure}: give unstructured, N:M such as 2:4, or blocks such as 16x16")
 
 

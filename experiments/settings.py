@@ -19,13 +19,10 @@ from wsejax.hardware import MEMORYX
 from wsejax.training.distributed import join
 from wsejax.training.faults import Death
 from wsejax.training.precision import Policy
-from wsejax.training.precision import policy as policy_of
 
 from .features import DocumentSettings, LossScaleSettings, SparsitySettings, transformation
 from .supervise import Supervision
-from .task import ModelSettings, identity_of
-
-FLOAT32 = policy_of("float32")
+from .task import FLOAT32, ModelSettings, identity_of
 
 
 @dataclass(frozen=True)

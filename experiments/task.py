@@ -18,6 +18,8 @@ from wsejax.training.objectives import Objective, cross_entropy, objective_of, p
 from wsejax.training.precision import Policy
 from wsejax.training.precision import policy as policy_of
 
+FLOAT32 = policy_of("float32")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -100,7 +102,7 @@ class Task:
 
     family: Family
     config: Any
-    policy: Policy
+    policy: Policy = FLOAT32
 
     @property
     def objective(self) -> Objective:
