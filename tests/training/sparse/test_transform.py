@@ -219,6 +219,7 @@ def test_the_inner_optimiser_sees_masked_gradients_so_it_clips_by_what_is_left()
         tx.update(grads, tx.init(params))
 
 
+@pytest.mark.slow
 def test_other_optimisers_and_bfloat16():
     """Of which some parameters have no state, or one that is not shaped like them."""
     labels = lambda params: {name: "a" if name == "rigl" else "b" for name in params}
