@@ -12,7 +12,7 @@ import optax
 
 from models import mup
 from models.family import Family
-from wsejax.training import sparse
+from wsejax import sparse
 from wsejax.training.ema import with_ema
 from wsejax.training.groups import Group, clipped, grouped
 from wsejax.training.packing import How, Long

@@ -35,7 +35,7 @@ import numpy as np
 import optax
 from IPython.display import Markdown
 
-from wsejax.training import sparse
+from wsejax import sparse
 from wsejax.training.data import load_corpus
 
 jax.config.update("jax_platforms", "cpu")  # bits are the same from one CPU to the next, which no GPU promises

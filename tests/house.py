@@ -23,6 +23,7 @@ FLOORS: dict[str, frozenset[str]] = {
     "streaming": frozenset({*_BELOW_COMPILER, "compiler"}),
     "cost": frozenset({*_BELOW_COMPILER, "compiler", "streaming"}),
     "inference": frozenset(_BELOW_TRAINING),
+    "sparse": frozenset(),  # beside the others: an optimiser's part that needs none of them
     "training": frozenset(_BELOW_TRAINING),
     "report": frozenset({*_BELOW_TRAINING, "training", "inference"}),
     "cli": frozenset({*_BELOW_TRAINING, "training", "inference", "report"}),

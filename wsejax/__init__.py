@@ -1,6 +1,6 @@
 """wsejax: a functional emulator of a wafer-scale engine, in JAX."""
 
-from wsejax import fabric
+from wsejax import fabric, sparse
 from wsejax.compiler import (
     ActivationSparsity,
     ArtefactError,
@@ -94,5 +94,5 @@ __all__ = [
     "compare", "cost", "create_state", "deploy", "emulated", "fabric", "first_nonfinite", "fits", "jit", "load_exported",
     "measure_activation_sparsity", "memory", "model_error", "open_state", "pe", "plot_activation_sparsity", "plot_breakdown",
     "plot_memory", "plot_timeline", "plot_traffic", "plot_validation", "plot_wafer", "register_rule", "remap", "request_cpu_devices",
-    "serve", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
+    "serve", "sparse", "static_routes", "system", "timeline", "traffic", "validate", "wafer_map", "with_layout",
 ]  # fmt: skip

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsejax as wse
-from tests.training.sparse.oracle import top
-from wsejax.training.sparse.select import NEVER, best, even, magnitude
-from wsejax.training.sparse.structures import NM, Block, Unstructured
+from tests.sparse.oracle import top
+from wsejax.sparse.select import NEVER, best, even, magnitude
+from wsejax.sparse.structures import NM, Block, Unstructured
 
 SHAPE = (2, 4, 8)
 of_layers = jax.jit(lambda x, k: best(magnitude(x), k, (1, 2)))

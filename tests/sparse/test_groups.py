@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsejax.training import sparse
-from wsejax.training.sparse.plan import densities, plan
+from wsejax import sparse
+from wsejax.sparse.plan import densities, plan
 
 SHAPES = {"up": (2, 8, 32), "down": (2, 32, 8), "out": (2, 2, 4, 8)}
 PARAMS = {

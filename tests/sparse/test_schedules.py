@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.sparse.oracle import zhu_gupta
-from wsejax.training import sparse
+from tests.sparse.oracle import zhu_gupta
+from wsejax import sparse
 
 RISING = [sparse.linear, sparse.cubic, sparse.cosine, sparse.exponential]
 fractions = st.floats(0, 0.99)

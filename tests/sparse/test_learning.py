@@ -12,7 +12,7 @@ import pytest
 
 from models.families import find
 from models.gpt2 import GPT2Config
-from wsejax.training import sparse
+from wsejax import sparse
 from wsejax.training.data import load_corpus, train_batches
 from wsejax.training.state import TrainState, init_train_state, make_train_step, next_token_loss
 

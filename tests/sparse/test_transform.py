@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
 import wsejax as wse
-from tests.training.sparse.oracle import adam, exchanged, top, zhu_gupta
+from tests.sparse.oracle import adam, exchanged, top, zhu_gupta
 from wsejax.training import Checkpoints, abstract_like, init_train_state, make_train_step, sparse
 from wsejax.training.state import TrainState
 
