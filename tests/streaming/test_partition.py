@@ -241,3 +241,10 @@ def test_misuse_says_what_to_do(split, wafers, says):
     graph, _ = graph_of(jnp.sin, (X,))
     with pytest.raises(ValueError, match=says):
         partition(graph, {graph.ins[n]: d for n, d in split.items()}, wafers)
+
+
+def test_updates_of_a_narrow_table_are_added_up_in_float32_from_wafer_to_wafer():
+    """The gradient of an embedding in bfloat16, a sequence a wafer."""
+    table, tokens = jnp.asarray(floats(6, 4), jnp.bfloat16), jnp.asarray([[0, 1, 5], [1, 1, 2]])
+    fun = lambda tokens, table: jax.grad(lambda t: (t[tokens].astype(jnp.float32) ** 2).sum())(table)
+    check(fun, (tokens, table), {0: 0}, 2, [(1, ONE), (2, ONE)])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from wsejax.compiler.dims import kept
-from wsejax.compiler.ir import Op, Value
+from wsejax.compiler.ir import Op, Value, opened
 from wsejax.streaming.partition import Builder, Share, placed
 from wsejax.streaming.partition_rules import leading
 
@@ -156,6 +157,8 @@ def _added(b: Builder, op: Op, share: Share, k: int) -> Value:
     params = {"shape": table.shape, "broadcast_dimensions": (), "sharding": None}
     zeros = b.emit("broadcast_in_dim", params, [zero], Value(table.shape, dtype), source, lax.broadcast_in_dim_p)
     where = b.get(idx, share.at(k), source)
-    part = b.emit(op.name, op.params, [zeros, where, terms], Value(table.shape, dtype), source, op.primitive)
+    scalar = jax.ShapeDtypeStruct((), dtype)
+    adding = {"update_jaxpr": opened(jax.make_jaxpr(lax.add)(scalar, scalar))[0]}  # the op's own is of the table's dtype
+    part = b.emit(op.name, {**op.params, **adding}, [zeros, where, terms], Value(table.shape, dtype), source, op.primitive)
     total = cast(b, b.joined(part, "sum", source), table.dtype, source)
     return b.emit("add", {}, [b.get(table, None, source), total], Value(table.shape, table.dtype), source, lax.add_p)
