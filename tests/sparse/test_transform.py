@@ -16,7 +16,8 @@ from jax.sharding import SingleDeviceSharding
 
 import wsejax as wse
 from tests.sparse.oracle import adam, exchanged, top, zhu_gupta
-from wsejax.training import Checkpoints, abstract_like, init_train_state, make_train_step, sparse
+from wsejax import sparse
+from wsejax.training import Checkpoints, abstract_like, init_train_state, make_train_step
 from wsejax.training.state import TrainState
 
 RATE, STEPS, SHAPE = 0.05, 8, (2, 8, 12)
