@@ -16,6 +16,7 @@ from experiments import mup
 from experiments.mup import Settings, best_rate, coordinates, initial, main, slopes, stepper, task_at
 from experiments.task import ModelSettings
 from wsejax.report import plot_transfer
+from wsejax.training.data import load_corpus, train_batches, validation_batches
 
 TINY = ModelSettings(layers=2, heads=2, context=16, set=("init_scale=0.15",))
 FLAT, GROWS = 0.1, 0.3
@@ -43,6 +44,26 @@ def test_activations_keep_their_size_under_mup_and_grow_without():
     assert max(abs(flat[name]) for name in ("attention", "mlp", "stream")) < FLAT, flat
     assert -0.5 < flat["logits"] < FLAT, flat
     assert min(grown.values()) > GROWS, grown
+
+
+@pytest.mark.slow
+def test_the_best_rate_stays_under_mup_and_falls_without():
+    """From width 64 to 256, in octaves; the whole study's default goes to 512."""
+    corpus = load_corpus(context=64)
+    drawn = train_batches(corpus, batch_size=8, seed=0)
+    batches, validation = mup.stacked(next(drawn) for _ in range(64)), mup.stacked(validation_batches(corpus, batch_size=32, batches=8))
+
+    def best(kind, width, rates):
+        settings = Settings()
+        task = task_at(settings, width, kind)
+        run, params = mup.program(settings, task), initial(settings, task)
+        found, inside = best_rate(rates, [float(run(params, np.float32(2.0**rate), batches, validation)) for rate in rates])
+        assert inside
+        return found
+
+    base = best("mup", 64, (-8, -7, -6, -5))
+    assert abs(best("mup", 256, (-9, -8, -7, -6)) - base) < 1.5
+    assert best("standard", 256, (-11, -10, -9, -8)) - base < -2
 
 
 def test_slopes_are_powers_of_the_width():
