@@ -79,6 +79,19 @@ class Settings:
         for name, least in {"steps": 2, "batch": 1, "coordinate_steps": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if not self.coordinate_steps and not self.log2_rates:
+            raise ValueError("--coordinate-steps 0 without --log2-rates: nothing is asked for; give one of them")
+
+    def check_model(self, task: Task) -> None:
+        """Raises ValueError for what this model cannot do."""
+        kind = task.family.kind
+        if self.coordinate_steps and kind == "encoder-decoder":
+            raise ValueError(f"--model {task.family.name}: the coordinate check knows decoders and encoders; give --coordinate-steps 0")
+        if self.zero_head and (task.config.tied or kind == "encoder"):
+            raise ValueError(
+                f"--zero-head: the head of --model {task.family.name} is the table of tokens, too, or an encoder's; give --model.set "
+                "tied=False for a decoder or T5"
+            )
 
 
 # ---- a model at a width --------------------------------------------------------------------------------------------------
@@ -99,10 +112,6 @@ def task_at(settings: Settings, width: int, kind: Kind) -> Task:
 def initial(settings: Settings, task: Task) -> Any:
     """Random parameters; queries and head 0 where asked for."""
     params = jax.jit(task.init, static_argnums=0)(settings.seed)
-    if settings.zero_head and (task.config.tied or task.family.kind == "encoder"):
-        raise ValueError(
-            "--zero-head: the head is also the table of tokens, or an encoder's; give --model.set tied=False for a decoder or T5"
-        )
 
     def leaf(path: Any, value: jax.Array) -> jax.Array:
         keys = [step.key for step in path]
@@ -148,10 +157,8 @@ class Tap(nnx.Module):
 
 
 def probe(task: Task) -> Callable[[Any, Any], dict[str, list[float]]]:
-    """look(params, batch) -> mean |x| of "attention", "mlp" and "stream" in each layer, and of "logits". Compiled once. Raises ValueError
-    for T5."""
-    if task.family.kind == "encoder-decoder":
-        raise ValueError(f"--model {task.family.name}: the coordinate check knows decoders and encoders; give --coordinate-steps 0")
+    """look(params, batch) -> mean |x| of "attention", "mlp" and "stream" in each layer, and of "logits", of a decoder or an encoder.
+    Compiled once."""
     found: dict[str, list[float]] = {}
 
     @jax.jit
@@ -232,6 +239,7 @@ def study(settings: Settings, console: Console) -> dict[str, Any]:
     settings.check()
     tasks = {(kind, width): task_at(settings, width, kind) for kind in settings.parametrisations for width in settings.widths}
     first = next(iter(tasks.values()))
+    settings.check_model(first)
     corpus = load_corpus(settings.data, context=first.config.context)
     drawn = train_batches(corpus, batch_size=settings.batch, seed=settings.seed, maker=first.maker)
     batches = stacked(next(drawn) for _ in range(settings.steps))
