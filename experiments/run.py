@@ -50,7 +50,8 @@ class Run:
 
         def made() -> TrainState:
             state = init_train_state(self.task.init(seed), self.tx, seed=seed)
-            return replace(state, params=pruned(state.params, state.opt_state, sparsity))
+            params = pruned(state.params, state.opt_state, sparsity)
+            return replace(state, params=self.task.policy.stored(params, None) if self.settings.stochastic_rounding else params)
 
         return jax.jit(made)()
 
@@ -150,6 +151,7 @@ def train_step(run: Run) -> Callable[..., Any]:
     rate = settings.optimiser.schedule(settings.steps)
     squares = squared_norms if settings.loop.noise_scale else None
     how: dict[str, Any] = {"stochastic": run.task.stochastic, "micro_batches": settings.micro_batches, "squares": squares}
+    how["store"] = run.task.policy.stored if settings.stochastic_rounding else None
     return make_train_step(run.task.training_loss, run.tx, learning_rate=rate, **how)
 
 

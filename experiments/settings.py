@@ -216,6 +216,8 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     precision: Literal["float32", "bfloat16", "float16", "cb16"] = "float32"
     """What the model computes in; its parameters and the optimiser are float32. cb16 is Cerebras' 1-6-9."""
+    stochastic_rounding: bool = False
+    """Keep the parameters in the 16 bits of --precision, too, and round what an update gives at random."""
     micro_batches: int = 1
     """Parts that a batch is worked on in, one after the other; must divide it. Up to rounding, changes no number."""
     loss_scale: LossScaleSettings = field(default_factory=LossScaleSettings)
@@ -259,6 +261,8 @@ class Settings:
         if self.wafer.off and self.cluster != ClusterSettings():
             raise ValueError("--wafer.off with --cluster flags: plain JAX on one device has no cluster; leave one of them out")
         self.optimiser.check()
+        if self.stochastic_rounding and self.precision == "float32":
+            raise ValueError("--stochastic-rounding with --precision float32, which rounds nothing: give bfloat16, float16 or cb16")
         if self.batch % self.micro_batches:
             raise ValueError(f"--micro-batches {self.micro_batches}: must divide the {self.batch} sequences of a batch (--batch)")
         if self.loop.noise_scale and self.micro_batches == 1:

@@ -16,7 +16,10 @@ RNG = np.random.default_rng(0)
 A, B = (np.float32(RNG.standard_normal((64, 64)) * 10.0 ** RNG.integers(-4, 4, (64, 64))) for _ in range(2))
 
 
-@pytest.mark.parametrize("op", [np.add, np.subtract, np.multiply, np.divide, lambda a, b: np.sqrt(abs(a)) - b], ids=str)
+OPS = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "root": lambda a, b: np.sqrt(abs(a)) - b}
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_arithmetic_in_emulated_float16_is_that_of_float16(op):
     """Bit for bit, subnormal results included: numpy rounds each operation right."""
     like_numpy = {np.add: jnp.add, np.subtract: jnp.subtract, np.multiply: jnp.multiply, np.divide: jnp.divide}

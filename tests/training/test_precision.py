@@ -49,6 +49,28 @@ def test_an_unknown_policy_is_answered_with_those_known_and_the_nearest():
         policy("bfloat")
 
 
+@pytest.mark.parametrize("name, bits", [("bfloat16", 16), ("float16", 13), ("cb16", 14)])
+def test_without_masters_rounding_at_random_keeps_updates_that_nearest_loses(name, bits):
+    """400 updates of a hundredth of a step of the format each."""
+    how, unit = policy(name), 2.0 ** (bits - 23)
+    params = {"w": np.full((64, 64), 1.0, np.float32)}
+    loss = lambda params, batch, key: -params["w"].sum() * batch
+    for store, moved in ((how.stored, 4.0), (lambda params, key: how.stored(params, None), 0.0)):
+        tx = optax.sgd(unit / 100)
+        step = jax.jit(make_train_step(loss, tx, stochastic=False, store=store))
+        state = init_train_state(params, tx, seed=0)
+        for _ in range(400):
+            state, _ = step(state, np.float32(1))
+        w = np.asarray(state.params["w"])
+        assert (w - 1).mean() / unit == pytest.approx(moved, rel=0.05, abs=1e-6)
+        assert (how.stored({"w": w}, None)["w"] == w).all() and not (np.asarray(w).view(np.uint32) % 2**bits).any()
+
+
+def test_float32_has_nothing_to_store_in_fewer_bits():
+    with pytest.raises(ValueError, match="nothing is rounded"):
+        policy("float32").stored({}, None)
+
+
 def test_every_level_is_a_way_in_which_a_wafer_adds_up():
     spec = wse.WSE3.scaled(4, 4)
     assert len({wse.Wafer(spec, accumulate=how) for how in LEVELS.values()}) == len(LEVELS) == 3

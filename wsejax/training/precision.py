@@ -1,4 +1,5 @@
-"""In which numbers a training run computes: policies by name. Master weights and the optimiser's state are float32 in all of them.
+"""In which numbers a training run computes: policies by name. Master weights and the optimiser's state are float32 in all of them
+(but see `Policy.stored`).
 
 Models cast their weights to `config.dtype` in each layer, and keep norms' statistics, softmax, logits and losses in float32. A policy says
 what that dtype is, and whether the loss is scaled. CB16 is no dtype of JAX: models compute in float16, and all that is float16 is emulated.
@@ -20,14 +21,19 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Key, PyTree
 
 from wsejax.compiler.emulate import emulated
-from wsejax.kernels.formats import CB16, Format
+from wsejax.kernels.formats import BFLOAT16, CB16, FLOAT16, Format, round_to
 
 from .lossscale import loss_scaled
 
 LEVELS: Mapping[int, str | tuple[str, str]] = {0: "float32", 1: ("float32", "operand"), 2: "operand"}
+
+_FORMATS = {"bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,20 @@ class Policy:
     def apply(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         """The loss to differentiate, of a model whose config.dtype is `compute_dtype`. What is float32 in `loss_fn` stays so."""
         return loss_fn if self.format is None else emulated(loss_fn, self.format, self.compute_dtype)
+
+    def stored(self, params: PyTree, key: Key[Array, ""] | None) -> PyTree:
+        """Float32 parameters as values of the format itself, for a run without float32 masters: `make_train_step(store=...)`. A key rounds
+        at random, which keeps the mean of updates that are smaller than a step of the format; None rounds to nearest, which loses them.
+
+        Raises ValueError where the format is float32.
+        """
+        kept = self.format or _FORMATS.get(self.name)
+        if kept is None:
+            raise ValueError(f"precision={self.name!r}: its parameters are float32 already; nothing is rounded")
+        leaves, tree = jax.tree.flatten(params)
+        keys = [None] * len(leaves) if key is None else jax.random.split(key, len(leaves))
+        rounded = [round_to(x, kept, one) if x.dtype == jnp.float32 else x for x, one in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(tree, rounded)
 
     def scaled(self, tx: optax.GradientTransformation, **options: Any) -> optax.GradientTransformation:
         """`tx`, with loss scaling if the format's range asks for it. options: of `loss_scaled`; without initial_scale they turn it on."""

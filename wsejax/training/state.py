@@ -22,6 +22,7 @@ from .lossscale import loss_scale_state, skipped_steps_of, unscaled
 
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[PyTree, PyTree, Any], Any]
+_STORE = 0x57  # draws of `store` are apart from the loss's
 TrainStep = Callable[["TrainState", PyTree], tuple["TrainState", Metrics]]
 
 
@@ -72,6 +73,7 @@ def make_train_step(
     micro_batches: int = 1,
     weigh: Callable[[PyTree], Float[Array, ""]] = count_targets,
     squares: Squares | None = None,
+    store: Callable[[PyTree, Any], PyTree] | None = None,
 ) -> TrainStep:
     """A pure `step(state, batch) -> (state, metrics)`.
 
@@ -81,6 +83,7 @@ def make_train_step(
     has_aux: loss_fn returns (loss, dict of further float scalars to report).
     learning_rate: the schedule that `tx` follows, only to report it.
     micro_batches, weigh, squares: as of `accumulate.value_and_grad`; with squares, metrics tell of the gradient noise.
+    store: (parameters, key) -> parameters, done to what an update gives, such as `Policy.stored`.
     metrics, float32 scalars of this step's batch before the update: `loss`, `grad_norm` (global L2 norm, before
     clipping) and, where the schedule is given, `learning_rate`. Where `tx` scales the loss (`loss_scaled`), these are
     of the loss as it is; `loss_scale` is the factor that was taken, `skipped_steps` counts the steps so far without an
@@ -103,6 +106,8 @@ def make_train_step(
         (_, told), grads = accumulate(scaled_loss, squares=measure)(state.params, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if store is not None:
+            params = store(params, jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.rng), _STORE), state.step))
         taken = state.step
         if scaling is not None:
             grads, taken = unscaled(grads, scaling.scale), state.step - scaling.skipped
