@@ -188,6 +188,16 @@ def test_a_run_becomes_what_hugging_face_reads(capsys, saved: Path, tmp_path):
         assert tensors_of(tmp_path / "a")[name].tobytes() == x.astype(jnp.bfloat16).tobytes()
 
 
+def test_multipliers_of_mup_are_folded_in_for_hugging_face_and_it_is_said(capsys, tmp_path):
+    family, config, params = model()
+    wide = model_file("mup").parametrised(config, config.width // 4)
+    model_file("weights").save_orbax(tmp_path / "orbax", family, wide, params)
+    _, data = asked_once(capsys, "ckpt", "convert", str(tmp_path / "orbax"), str(tmp_path / "hf"), "--to", "hf")
+    assert data["mup_folded"] and model_file("weights").load(tmp_path / "hf", family)[0] == config
+    gain = tensors_of(tmp_path / "hf")["model.norm.weight"]
+    np.testing.assert_array_equal(gain, params["norm"]["scale"] / 4)
+
+
 def test_a_model_that_is_not_known_is_asked_for_and_nothing_is_written_over_without_leave(capsys, saved: Path, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(saved / "orbax" / "params", bare)
