@@ -56,7 +56,8 @@ def without(run: Run, state: TrainState, died: Death, step: int) -> tuple[Run, M
     assert run.wafer is not None
 
     def build(wafer: wse.Wafer) -> tuple[Machine, Any]:
-        made = on_machine(replace(run, wafer=wafer), compiled=True)
+        one_shape = run.settings.documents.how != "bucket"  # else each shape of a batch compiles when it comes
+        made = on_machine(replace(run, wafer=wafer), compiled=one_shape)
         return made, made.state_shardings
 
     wafer, machine, state, event = survive(run.wafer, state, died, step=step, build=build)
