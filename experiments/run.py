@@ -16,7 +16,7 @@ from wsejax.training.data import Batch, Corpus, load_corpus, train_batches, vali
 from wsejax.training.ema import ema_of
 from wsejax.training.faults import Death, history
 from wsejax.training.noise import squared_norms
-from wsejax.training.packing import packed_batches, packed_validation_batches
+from wsejax.training.packing import Documents, packed_batches, packed_validation_batches, pieces_of, waste
 from wsejax.training.rundir import (
     available_host_bytes,
     check_run_directory,
@@ -78,6 +78,18 @@ class Run:
             return train_batches(self.corpus, **size, maker=self.task.maker)
         context, objective = self.task.config.context, self.task.objective
         return packed_batches(self.corpus, context=context, how=how.how, long=how.long, objective=objective, **size)
+
+    @property
+    def said(self) -> str:
+        """Model, text, and what becomes of its documents, in words."""
+        size = f"{self.task.parameter_count:,} parameters, {len(self.corpus.tokens):,} bytes of text"
+        if (how := self.settings.documents).how == "windows":
+            return size
+        lengths, context = Documents.of_corpus(self.corpus).lengths, self.task.config.context
+        share = waste(lengths, context, self.settings.batch, how.how, how.long).share
+        longer = pieces_of(lengths, context, how.long).longer
+        split = f"; {longer:,} of them are longer than the context of {context} and are split" if longer else ""
+        return f"{size}; {len(lengths):,} documents to train on, {share:.1%} padding{split}"
 
     def averaged(self, state: TrainState) -> Any:
         """The parameters that are validated and sampled."""

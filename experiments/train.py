@@ -239,8 +239,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         distributed.agree("configuration, code or data", facts(run.identity, run.corpus.digest, run.wafer and run.wafer.defects.digest))
         console = Console(quiet=not distributed.is_first())
         about = {"python": platform.python_version(), "jax": jax.__version__, "text_bytes": len(run.corpus.tokens)}
-        size = f"{run.task.parameter_count:,} parameters, {len(run.corpus.tokens):,} bytes of text"
-        console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{size}", markup=False, highlight=False)
+        console.print(f"{run.wafer or 'plain jax.jit on one device'}\n{run.said}", markup=False, highlight=False)
     except (ValueError, OSError, MemoryError) as error:
         return refuse(error)
 

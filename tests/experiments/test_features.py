@@ -96,6 +96,12 @@ def test_the_precision_is_that_of_activations_not_of_parameters(precision, dtype
     assert (None if scaling is None else float(scaling.scale)) == {"float16": 2.0**15, "cb16": 2.0**31}.get(precision)
 
 
+def test_what_becomes_of_documents_is_said(text):
+    said = checked(settings(text, documents=DocumentSettings("pack"))).said
+    assert "documents to train on" in said and "longer than the context of 16 and are split" in said and "% padding" in said
+    assert "documents" not in checked(settings(text, documents=DocumentSettings())).said
+
+
 def test_training_begins_with_weights_that_are_pruned(text):
     model = ModelSettings(layers=2, width=16, heads=4, context=16)  # four heads, along which `out` contracts
     state = checked(settings(text, model=model, sparsity=SparsitySettings("static", structure="2:4"))).initial_state()
