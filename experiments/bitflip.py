@@ -95,7 +95,7 @@ def campaign(settings: Settings, console: Console) -> dict[str, Any]:
     corpus = load_corpus(settings.data, context=task.config.context)
     source = train_batches(corpus, batch_size=settings.batch, seed=settings.seed, maker=task.maker)
     batches = [next(source) for _ in range(settings.steps)]
-    tx = settings.optimiser.build(settings.steps)
+    tx = settings.optimiser.build(settings.steps, model=(task.family, task.config))
     state = init_train_state(task.init(settings.seed), tx, seed=settings.seed)
     step = wse.jit(make_train_step(task.training_loss, tx, stochastic=task.stochastic), wafer)
     shardings = step.lower(state, batches[0]).in_shardings[0]

@@ -90,6 +90,8 @@ class Settings:
         for name, least in {"steps": 2, "batch": 1, "eval_every": 1, "eval_batches": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
+        if self.optimiser.ema_decay is not None:
+            raise ValueError("--optimiser.ema-decay is of experiments.train and finetune; leave it out")
         check_distillation(self.temperature, self.soft_weight, self.divergence)
 
 
@@ -173,7 +175,7 @@ def prepare(settings: Settings) -> Run:
             raise ValueError(f"--export {settings.export}: {error}") from None
     teacher = dataclasses.replace(teacher, config=dataclasses.replace(theirs, param_dtype="float32"))
     wafer, corpus = settings.wafer.build(), load_corpus(settings.data, context=ours.context)
-    run = Run(settings, task, teacher, corpus, wafer, settings.optimiser.build(settings.steps))
+    run = Run(settings, task, teacher, corpus, wafer, settings.optimiser.build(settings.steps, model=(task.family, task.config)))
     check_run_directory(settings.out, run.identity)
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from models.family import Family
 from wsejax import sparse
 from wsejax.training.ema import with_ema
 from wsejax.training.groups import Group, clipped, grouped
+from wsejax.training.lossscale import FLOOR
 from wsejax.training.packing import How, Long
 from wsejax.training.precision import Policy
 from wsejax.training.scaled import scale_by_tree
@@ -57,7 +57,8 @@ class SparsitySettings:
     pattern: str = MATRICES
     """Which parameters: a regular expression of whole paths, such as "blocks/mlp/(up|down)/kernel"."""
     structure: str = "unstructured"
-    """What is pruned as one: unstructured, N:M such as 2:4 (N of every M inputs are kept), or blocks such as 16x16."""
+    """What is pruned as one: unstructured, N:M such as 2:4 (N of every M inputs are kept), or blocks such as 16x16, of matrices
+    alone (--sparsity.pattern 'blocks/mlp/.*kernel'): kernels of attention have an axis of heads."""
     distribution: Literal["uniform", "erk"] = "uniform"
     """The same sparsity everywhere, or more where tensors are large (Erdos-Renyi-Kernel)."""
     begin: int | None = None
@@ -140,7 +141,7 @@ def transformation(
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    groups = [Group(pattern, times, weight_decay=None if math.isnan(decay) else decay) for pattern, times, decay in optimiser.group]
+    groups = [Group(pattern, times, weight_decay=decay) for pattern, times, decay in optimiser.group]
     tx = grouped(make, groups, learning_rate=optimiser.schedule(steps), weight_decay=optimiser.weight_decay)
     if optimiser.clip_norm is not None and optimiser.clip_value is not None:
         raise ValueError(
@@ -154,6 +155,11 @@ def transformation(
         tx = with_ema(tx, optimiser.ema_decay)
     options = loss_scale.options(policy)
     return policy.scaled(tx, **options) if options else tx
+
+
+def loss_scale_floor(policy: Policy, settings: LossScaleSettings) -> float:
+    """The least factor that the loss of a run has."""
+    return settings.options(policy).get("floor", FLOOR)
 
 
 def pruned(params: Any, opt_state: Any, sparsity: SparsitySettings) -> Any:

@@ -27,6 +27,7 @@ from models import peft, weights
 from wsejax.inference import Bytes, FromFile
 from wsejax.report import plot_loss, plot_wafer
 from wsejax.training.data import name_from_here
+from wsejax.training.ema import ema_of
 from wsejax.training.examples import PREFERENCES, RESPONSES, Examples, fitted, laid_out, read_examples, tokenised
 from wsejax.training.provenance import Provenance, as_json, file_digest, origin, program_digest
 from wsejax.training.rundir import (
@@ -62,7 +63,7 @@ class Run:
 
     @cached_property
     def tx(self) -> Any:
-        return self.settings.optimiser.build(self.settings.steps)
+        return self.settings.optimiser.build(self.settings.steps, model=(self.tuning.family, self.tuning.config))
 
     @cached_property
     def abstract_state(self) -> TrainState:
@@ -99,6 +100,10 @@ def prepare(settings: Settings) -> Run:
     family, config = model_of(settings.weights, settings.model)
     config = dataclasses.replace(config, param_dtype=settings.dtype)
     tuning = Tuning(family, config, settings.method, settings.lora, settings.dpo)
+    if tuning.adapts and getattr(config, "mup_base_width", None) is not None:
+        raise ValueError(
+            "--lora.pattern with mup_base_width: muP says no learning rate of adapters; train all parameters, or leave muP out"
+        )
     tokenizer = settings.tokens_of()
     examples, words = load_examples(settings, settings.data, tuning, tokenizer)
     held_out, more = (None, "") if settings.validation is None else load_examples(settings, settings.validation, tuning, tokenizer)
@@ -235,9 +240,15 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
         settings, folder, console, manifest, abstract_state=run.abstract_state, shardings=machine.state_shardings, initial=initial,
         advance=lambda state, batch: machine.step(state, base, batch), batches=batches,
         tokens=run.examples.arrays["targets"][0].size * settings.batch,
-        validate=None if run.held_out is None else lambda state: validation_loss(run, machine, state.params, base), unit=unit(settings),
+        validate=None if run.held_out is None else lambda state: validation_loss(run, machine, averaged(run, state), base),
+        unit=unit(settings),
     )  # fmt: skip
     return state, base, log, complete
+
+
+def averaged(run: Run, state: TrainState) -> Any:
+    """What is validated and exported of a state."""
+    return state.params if run.settings.optimiser.ema_decay is None else jax.jit(ema_of)(state.opt_state, state.params)
 
 
 def validation_loss(run: Run, machine: Machine, trained: Any, base: Any) -> float:
@@ -256,7 +267,7 @@ def finish(run: Run, state: TrainState, base: Any, log: MetricsLog, console: Con
     settings, tuning = run.settings, run.tuning
     if log.rows:  # else somebody removed them, which was said
         plot_loss(log.rows, settings.out / "loss.png", unit=unit(settings))
-    trained, base = jax.device_get((state.params, base))
+    trained, base = jax.device_get((averaged(run, state), base))
     lines = [f"  {settings.out}   loss.png, metrics.jsonl, audit.txt, checkpoints"]
     for folder, what in ((settings.export, "model"), (settings.lora.export, "adapters")):
         if folder is None:

@@ -45,15 +45,14 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on the default device."""
+        return jax.jit(lambda: self.begun(self.settings.seed))()
 
-        seed, sparsity = self.settings.seed, self.settings.sparsity
-
-        def made() -> TrainState:
-            state = init_train_state(self.task.init(seed), self.tx, seed=seed)
-            params = pruned(state.params, state.opt_state, sparsity)
-            return replace(state, params=self.task.policy.stored(params, None) if self.settings.stochastic_rounding else params)
-
-        return jax.jit(made)()
+    def begun(self, seed: Any) -> TrainState:
+        """The state before the first step of this run with another seed, which may be traced."""
+        tx = optimiser_of(replace(self.settings, seed=seed), self.task)
+        state = init_train_state(self.task.init(seed), tx, seed=seed)
+        params = pruned(state.params, state.opt_state, self.settings.sparsity)
+        return replace(state, params=self.task.policy.stored(params, None) if self.settings.stochastic_rounding else params)
 
     @cached_property
     def abstract_state(self) -> TrainState:
@@ -92,8 +91,12 @@ class Run:
         return f"{size}; {len(lengths):,} documents to train on, {share:.1%} padding{split}"
 
     def averaged(self, state: TrainState) -> Any:
-        """The parameters that are validated and sampled."""
-        return state.params if self.settings.optimiser.ema_decay is None else jax.jit(ema_of)(state.opt_state, state.params)
+        """The parameters that are validated and sampled: where there is an average, that, with the zeros that weights have now."""
+        if self.settings.optimiser.ema_decay is None:
+            return state.params
+        return jax.jit(lambda opt_state, params: pruned(ema_of(opt_state, params), opt_state, self.settings.sparsity))(
+            state.opt_state, state.params
+        )
 
 
 def prepare(settings: Settings) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from wsejax.training.callbacks import (
     progress_bar,
 )
 from wsejax.training.checkpoint import Checkpoints
+from wsejax.training.lossscale import FLOOR
 from wsejax.training.provenance import Provenance
 from wsejax.training.rundir import MetricsLog
 from wsejax.training.state import abstract_like
@@ -40,7 +42,7 @@ def run_steps(
     initial: Callable[[], Any], advance: Callable[..., Any], batches: Any, tokens: int, validate: Callable[[Any], float] | None,
     unit: str = "nats/byte", measures: Sequence[Callback] = (), deadline_seconds: float | None = None,
     watching: Callable[[Checkpointer, distributed.Watch], Callback] | None = None, 
-    where: Callable[[int], str] = lambda step: "",
+    where: Callable[[int], str] = lambda step: "", floor: float = FLOOR,
 ) -> tuple[Any, MetricsLog, bool]:  # fmt: skip
     """Go on from the newest good checkpoint in a folder, or begin, and train to the end or until told to stop.
 
@@ -50,7 +52,7 @@ def run_steps(
       advance: the step. batches: an iterator with get_state and set_state. tokens: in a batch.
       validate: the loss of a state on what is held out; None: there is nothing.
       measures: callbacks that add to rows.
-      where: says of a step whose loss is not finite where that came from.
+      floor: the least loss scale. where: says of a step whose loss is not finite where that came from.
       watching: makes what looks after the machine between two steps, from what saves and what watches other processes.
 
     Returns the state, the metrics, and whether the run is complete.
@@ -80,17 +82,21 @@ def run_steps(
         bar = stack.enter_context(progress_bar(console))
         loop = settings.loop
         early = None if loop.patience is None else EarlyStop(patience=loop.patience, least=loop.least_fall, say=say)
-        over = early is not None and any([early.seen(row) for row in log.rows])
         writes: list[Callback] = [Log(log, bar.console, unit), ProgressBar(bar, tokens)]
         if loop.tensorboard and distributed.is_first():
             writes.append(stack.enter_context(TensorBoard(folder / "tensorboard", step=start)))
         rate = settings.optimiser.learning_rate
-        guard = NaNGuard(f"start in another --out with a lower --optimiser.learning-rate than {rate}", where)
+        guard = NaNGuard(f"start in another --out with a lower --optimiser.learning-rate than {rate}", where, floor)
         evaluate = [] if validate is None else [Periodic(settings.eval_every, lambda state: {"validation_loss": validate(state)})]
         callbacks = [
-            Stopper(lambda: stop.asked or over), *looks_after, _Peers(peers), guard, *evaluate, *measures, Throughput(tokens),
+            Stopper(lambda: stop.asked or (early is not None and early.over)), *looks_after,
+            _Peers(peers), guard, *evaluate, *measures, Throughput(tokens),
             *([early] if early else []), *writes, saver,
         ]  # fmt: skip
+        for row in rows_of_all(log) if early or measures else ():
+            for callback in callbacks:
+                callback.seen(row)
+        over = early is not None and early.over
         trainer = Trainer(advance, state, batches, steps=settings.steps, step=start, callbacks=callbacks)
         del state
         state = trainer.fit()
@@ -98,6 +104,13 @@ def run_steps(
         if complete:
             manifest.end(trainer.step, state.params)
     return state, log, complete
+
+
+def rows_of_all(log: MetricsLog) -> list[dict[str, Any]]:
+    """The rows that the run has. Of several processes the first alone has the file, and tells the others."""
+    if distributed.process_count() == 1:
+        return log.rows
+    return json.loads(distributed.gather_text(json.dumps(log.rows))[0])
 
 
 class _Peers(Callback):

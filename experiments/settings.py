@@ -79,17 +79,20 @@ class OptimiserSettings:
     """Largest global norm of the gradient; None: no bound."""
     clip_value: float | None = None
     """Largest magnitude of each number of the gradient instead; then --optimiser.clip-norm must be None."""
-    group: Annotated[tuple[tuple[str, float, float], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN TIMES DECAY")] = ()
-    """Parameters whose path this regular expression matches learn at so many times the rate, with a weight decay of their own (nan: the
+    group: Annotated[
+        tuple[tuple[str, float, float | None], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN TIMES DECAY")
+    ] = ()
+    """Parameters whose path this regular expression matches learn at so many times the rate, with a weight decay of their own (None: the
     usual one). May be given several times; the first that matches counts."""
     ema_decay: float | None = None
-    """Keep an average of the parameters in which a step counts by this much less than the next; it is what is validated and sampled."""
+    """Keep an average of the parameters in which a step counts by this much less than the next; it is what is validated and
+    sampled. Checkpoints hold both, and what reads them takes the parameters."""
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Learning rate over `steps` steps: linear from 0, then half a cosine. The fields may be traced, which optax's schedules refuse."""
-        rise = jnp.clip(self.warmup_steps, 0, steps - 1)
 
         def rate(count: Any) -> Any:
+            rise = jnp.clip(self.warmup_steps, 0, steps - 1)
             done = jnp.clip((count - rise) / (steps - rise), 0.0, 1.0)
             share = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
             return self.learning_rate * jnp.where(count < rise, count / jnp.maximum(rise, 1), share)
@@ -219,7 +222,8 @@ class Settings:
     stochastic_rounding: bool = False
     """Keep the parameters in the 16 bits of --precision, too, and round what an update gives at random."""
     micro_batches: int = 1
-    """Parts that a batch is worked on in, one after the other; must divide it. Up to rounding, changes no number."""
+    """Parts that a batch is worked on in, one after the other; must divide it. Up to rounding this changes no number, but
+    for dropout, whose draws differ, and for a mixture's balance, which is that of each part."""
     loss_scale: LossScaleSettings = field(default_factory=LossScaleSettings)
     sparsity: SparsitySettings = field(default_factory=SparsitySettings)
     documents: DocumentSettings = field(default_factory=DocumentSettings)

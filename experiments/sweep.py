@@ -26,16 +26,15 @@ from rich.table import Table
 
 import wsejax as wse
 from wsejax.report import plot_sweep
-from wsejax.training.callbacks import DivergedError, Log, NaNGuard, Periodic, ProgressBar, Stopper, progress_bar
+from wsejax.training.callbacks import Log, NaNGuard, Noise, Periodic, ProgressBar, Stopper, progress_bar
 from wsejax.training.interrupt import GracefulStop
 from wsejax.training.rundir import MetricsLog, RunDirectory
 from wsejax.training.shares import lay_out
-from wsejax.training.state import init_train_state
 from wsejax.training.trainer import Trainer
 
-from .features import pruned
+from .features import loss_scale_floor
 from .run import Run, checked, optimiser_of, train_step
-from .settings import Settings
+from .settings import LoopSettings, Settings
 from .supervise import refuse
 from .train import validation_loss
 
@@ -144,26 +143,29 @@ class Programs:
 def programs_of(run: Run) -> Programs:
     """Compiled for the run's wafer, or with plain `jax.jit` where it is off."""
 
-    def init(seed: Any) -> Any:
-        params = run.task.family.init(run.task.config, jax.random.key(seed))
-        state = init_train_state(params, run.tx, seed=seed)
-        return dataclasses.replace(state, params=pruned(state.params, state.opt_state, run.settings.sparsity))
-
     def step(state: Any, scalars: Mapping[str, Any], batch: Any) -> Any:
         optimiser = dataclasses.replace(run.settings.optimiser, **scalars)
         settings = dataclasses.replace(run.settings, optimiser=optimiser)
         return train_step(dataclasses.replace(run, settings=settings, tx=optimiser_of(settings, run.task)))(state, batch)
 
+    one_shape = run.settings.documents.how != "bucket"  # else each shape of a batch compiles when it comes
     shapes = run.abstract_state, scalars_of(run.settings), run.held_out[0]
     if run.wafer is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        compiled = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
+        compiled: Any = jax.jit(step, donate_argnums=0)
+        compiled = compiled.lower(*shapes).compile() if one_shape else compiled
         evaluate = jax.jit(run.task.loss).lower(shapes[0].params, shapes[2]).compile()
-        return Programs(jax.jit(init), compiled, evaluate, device, device, run.held_out)
-    lowered = wse.jit(step, run.wafer, donate_argnums=0).lower(*shapes)
+        return Programs(jax.jit(run.begun), compiled, evaluate, device, device, run.held_out)
+    on_wafer = wse.jit(step, run.wafer, donate_argnums=0)
+    lowered = on_wafer.lower(*shapes)
     evaluating = wse.jit(run.task.loss, run.wafer).lower(shapes[0].params, shapes[2])
     return Programs(
-        jax.jit(init), lowered.compile(), evaluating.compile(), lowered.in_shardings[0], evaluating.in_shardings[0], run.held_out
+        jax.jit(run.begun),
+        lowered.compile() if one_shape else on_wafer,
+        evaluating.compile(),
+        lowered.in_shardings[0],
+        evaluating.in_shardings[0],
+        run.held_out,
     )
 
 
@@ -187,6 +189,7 @@ def train_one(run: Run, programs: Programs, console: Console, bar: Any, stop: Gr
     """A run from its first step. Returns its losses, `diverged` where they are no numbers; None when stopped."""
     settings, scalars = run.settings, scalars_of(run.settings)
     settings.out.mkdir(parents=True, exist_ok=True)
+    guard = NaNGuard(floor=loss_scale_floor(run.task.policy, settings.loss_scale))
     machine: Any = programs  # has what a validation asks of one
 
     def validate(state: Any) -> dict[str, float]:
@@ -194,7 +197,7 @@ def train_one(run: Run, programs: Programs, console: Console, bar: Any, stop: Gr
 
     with MetricsLog(settings.out / "metrics.jsonl", step=0, report=console.print) as log:
         callbacks = [
-            Stopper(lambda: stop.asked), NaNGuard(), Periodic(settings.eval_every, validate),
+            Stopper(lambda: stop.asked), guard, *([Noise()] if settings.loop.noise_scale else []), Periodic(settings.eval_every, validate),
             Log(log), ProgressBar(bar, settings.batch * run.task.config.context),
         ]  # fmt: skip
         state = lay_out(programs.init(settings.seed), programs.state_shardings)
@@ -204,7 +207,7 @@ def train_one(run: Run, programs: Programs, console: Console, bar: Any, stop: Gr
         del state
         try:
             trainer.fit()
-        except DivergedError:
+        except FloatingPointError:
             return {"diverged": True, "steps": trainer.step, "loss": None, "validation_loss": None}
     if not trainer.complete:
         return None
@@ -262,11 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = tyro.cli(SweepSettings, args=arguments, prog="python -m experiments.sweep", description=__doc__, config=options)
     console, out = Console(), settings.train.out
     try:
+        train = settings.train
+        if train.loop != LoopSettings(noise_scale=train.loop.noise_scale) or train.kill_pe or train.kill_link:
+            raise ValueError("--loop flags but --loop.noise-scale, --kill-pe and --kill-link are of single runs; leave them out")
         if settings.train.cluster.systems > 1 or settings.train.distributed.on or settings.train.supervision.max_restarts is not None:
             raise ValueError("a sweep runs on one wafer, in one process, without supervision; leave those flags out")
-        for _, one in settings.runs():
-            checked(one)  # a wrong value is found before hours of training
-        identity = settings.train.identity() | {"over": list(settings.over)}
+        # a wrong value is found before hours of training, and runs on other text or defects are other runs
+        found = [checked(one).identity for _, one in settings.runs()]
+        identity = train.identity() | {"over": list(settings.over), "runs": json.loads(json.dumps(found, default=str))}
         with RunDirectory(out, identity, {"jax": jax.__version__}) as held:
             rows, compiled, complete = sweep(settings, held.path, console)
     except (ValueError, OSError, MemoryError) as error:

@@ -29,6 +29,7 @@ from wsejax.training import distributed
 from wsejax.training.callbacks import Callback, Checkpointer, Noise, Periodic, parameter_norms
 from wsejax.training.checkpoint import Checkpoints
 from wsejax.training.faults import Death, DeathWatch, Event, LostWaferError, survive
+from wsejax.training.objectives import places
 from wsejax.training.provenance import Provenance, program_digest
 from wsejax.training.rundir import (
     MetricsLog,
@@ -40,7 +41,7 @@ from wsejax.training.state import TrainState, abstract_like
 from wsejax.training.tether import tether
 from wsejax.training.trainer import Trainer
 
-from .features import pruned_shares
+from .features import loss_scale_floor, pruned_shares
 from .processes import Feed, facts
 from .reproduce import origin_of, settings_of
 from .run import Machine, Run, on_machine, prepare, train_step
@@ -97,6 +98,7 @@ def train(run: Run, machine: Machine, folder: Path, console: Console) -> tuple[T
         tokens=settings.batch * run.task.config.context, validate=lambda state: validation_loss(run, deaths.machine, run.averaged(state)),
         measures=measures, deadline_seconds=settings.distributed.deadline_seconds, watching=deaths.watching,
         where=lambda step: first_bad(run, deaths.machine, folder, step),
+        floor=loss_scale_floor(run.task.policy, settings.loss_scale),
     )  # fmt: skip
 
 
@@ -155,9 +157,10 @@ def first_bad(run: Run, machine: Machine, folder: Path, step: int) -> str:
         batches.set_state(restored.data_state or {})
     for _ in range(start, step - 1):
         state, _ = machine.step(state, next(batches))
+        tether().busy()
     state, batch = jax.device_put(jax.device_get(state), jax.devices()[0]), next(batches)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if run.task.stochastic else None
-    found = wse.first_nonfinite(lambda params: run.task.training_loss(params, batch, key), state.params)
+    found = wse.first_nonfinite(jax.value_and_grad(lambda params: run.task.training_loss(params, batch, key)), state.params)
     return f"first in {found}" if found else ""
 
 
@@ -170,7 +173,7 @@ def sample(run: Run, params: Any) -> str:
         )  # fmt: skip
         return made.decode("utf-8", "replace")
     batch = run.held_out[0]
-    logits = jax.jit(task.apply)(jax.device_put(jax.device_get(params), jax.devices()[0]), *task.objective.inputs(batch))
+    logits = jax.jit(task.apply)(jax.device_put(jax.device_get(params), jax.devices()[0]), *task.objective.inputs(batch), **places(batch))
     return "\n".join(part.decode("utf-8", "replace") for part in task.objective.filled(logits, batch))
 
 

@@ -105,6 +105,10 @@ class Settings:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small; give at least {least}")
         self.loop.check()
+        if self.loop.noise_scale or self.loop.norms_every is not None:
+            raise ValueError("--loop.noise-scale and --loop.norms-every are of experiments.train; leave them out")
+        if self.loop.patience is not None and self.validation is None:
+            raise ValueError(f"--loop.patience {self.loop.patience} waits for the validation loss: give --validation, too")
         if self.weights is not None and not self.weights.is_dir():
             raise ValueError(f"--weights {self.weights}: is no folder; name the folder of config.json and model.safetensors")
         self.optimiser.check()

@@ -1,6 +1,6 @@
 """Random programs on the wafer equal plain `jax.jit`, with neighbour shifts alone, in the same bits on every device mesh.
 
-`make test` runs 150, `make test-slow` 250; `WSEJAX_RANDOM_PROGRAMS` and `WSEJAX_RANDOM_SEED` ask for others.
+`make test` runs 100, `make test-slow` 250; `WSEJAX_RANDOM_PROGRAMS` and `WSEJAX_RANDOM_SEED` ask for others.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(number: int) -> None:
 
 
 @pytest.mark.timeout(900)  # shrinking a failure takes minutes
-@pytest.mark.parametrize("number", range(SEED, SEED + (COUNT or 150) // CHUNK + 1))
+@pytest.mark.parametrize("number", range(SEED, SEED + (COUNT or 100) // CHUNK + 1))
 def test_random_programs_equal_plain_jax(number):
     run(number)
 

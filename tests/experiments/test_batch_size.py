@@ -21,6 +21,7 @@ def text(tmp_path_factory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_it_trains_measures_prices_and_keeps_what_it_prints(tmp_path, capsys, text):
     settings = dict(batches=(2, 5, 128), base_batch=2, target=3.8, learning_rate=1e-2, warmup_steps=0, data=(text,), model=TINY)
     main(Settings(**settings, rule="noise", examples=300, out=tmp_path / "study"))  # type: ignore[arg-type]

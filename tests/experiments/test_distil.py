@@ -37,6 +37,7 @@ def flags(folder, out, *more: str) -> list[str]:
 SHORT = ["--steps", "3", "--eval-every", "2", "--eval-batches", "1"]
 
 
+@pytest.mark.slow
 def test_what_a_run_writes(folder, tmp_path, capsys):
     """A GPT-2 learns from a LLaMA: rows, picture and export, and no hard loss where the teacher has all the say."""
     more = ["--export", str(tmp_path / "student"), "--soft-weight", "0.75", "--wafer.off"]

@@ -28,6 +28,7 @@ def batch(sequences: int, context: int) -> dict[str, np.ndarray]:
     return {"tokens": text[:, :-1], "targets": text[:, 1:]}
 
 
+@pytest.mark.slow
 def test_activations_keep_their_size_under_mup_and_grow_without():
     """After three steps of Adam; at the base's width both are one model. Logits begin with a slope of -1/2 under muP, as sums of
     independent terms divided by the width, and rise from there to 0."""

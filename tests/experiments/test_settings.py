@@ -11,26 +11,34 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.settings import ClusterSettings, ModelSettings, OptimiserSettings, Settings, WaferSettings
+from experiments.features import DocumentSettings, LossScaleSettings, SparsitySettings
+from experiments.settings import ClusterSettings, LoopSettings, ModelSettings, OptimiserSettings, Settings, WaferSettings
 from models.families import FAMILIES, find
 
 
 def test_identity_is_json_and_follows_every_setting_that_changes_numbers_or_files():
     base = Settings().identity()
     json.dumps(base)
-    numbers = ("steps", "batch", "eval_every", "eval_batches", "checkpoint_every", "seed", "sample_bytes")
+    numbers = ("steps", "batch", "eval_every", "eval_batches", "checkpoint_every", "seed", "sample_bytes", "micro_batches")
     changed = dict.fromkeys(numbers, 77) | {
         "data": ("a",),
         "model": ModelSettings(layers=1),
         "wafer": WaferSettings(rows=40),
         "cluster": ClusterSettings(systems=2),
         "optimiser": OptimiserSettings(beta1=0.5),
+        "loop": LoopSettings(patience=3),
+        "precision": "float16",
+        "stochastic_rounding": True,
+        "loss_scale": LossScaleSettings(interval=3),
+        "sparsity": SparsitySettings(method="rigl", sparsity=0.5),
+        "documents": DocumentSettings("pack"),
     }
     elsewhere = {"out", "keep", "kill_pe", "kill_link", "from_manifest", "supervision", "distributed"}
     assert set(changed) == {field.name for field in dataclasses.fields(Settings)} - elsewhere
     for name, value in changed.items():
         assert dataclasses.replace(Settings(), **{name: value}).identity() != base, name
     same = dataclasses.replace(Settings(), out=Path("elsewhere"), keep=9, kill_pe=((1, 2, 3),), kill_link=((1, 2, 3, 2, 4),))
+    same = dataclasses.replace(same, loop=LoopSettings(tensorboard=True))
     assert same.identity() == base
 
 

@@ -82,11 +82,11 @@ def test_on_a_wafer_a_run_that_diverges_is_one_of_the_results(text, tmp_path):
 
 def test_the_same_command_goes_on_with_what_is_not_done(text, tmp_path, capsys):
     out = tmp_path / "sweep"
-    command = [*SMALL, *PLAIN, *text, "--out", str(out), "--over", "model.width=16,32,48"]
+    command = [*SMALL, *PLAIN, *text, "--out", str(out), "--over", "model.width=16,32"]
     assert sweep.main(command) == 0
     whole = results(out)
     lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
-    (out / "results.jsonl").write_text(lines[0] + lines[2])
+    (out / "results.jsonl").write_text(lines[1])
     capsys.readouterr()
     assert sweep.main(command) == 0
     assert sorted(results(out), key=lambda row: row["folder"]) == whole

@@ -44,6 +44,7 @@ def test_a_tree_of_another_structure_is_refused():
         scale_by_tree({"a": 1.0, "d": 2.0}).init(PARAMS)
 
 
+@pytest.mark.slow
 def test_a_train_step_in_mup_gives_the_same_bits_on_every_device_mesh():
     """A model of twice the base's width, strictly on tiles, and in plain JAX up to rounding."""
     task = task_of(ModelSettings(width=16, heads=2, layers=1, context=8, set=("mup_base_width=8",)))

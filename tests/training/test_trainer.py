@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsejax.training.callbacks import Checkpointer, DivergedError, EarlyStop, NaNGuard, Periodic, Stopper, TensorBoard, Throughput
+from wsejax.training.lossscale import GradientsNotFiniteError
 from wsejax.training.trainer import Callback, Trainer
 
 
@@ -131,6 +132,16 @@ def test_a_loss_that_is_no_number_ends_the_run(bad):
         trained(NaNGuard("do this", lambda step: "layer 7"), advance=spoiled, steps=9)
 
 
+def test_gradients_that_are_no_numbers_end_it_too_unless_the_loss_is_scaled():
+    advance = lambda state, batch: (state, {"loss": 1.0, "grad_norm": math.nan})
+    with pytest.raises(DivergedError, match=r"the gradients of step 1 are not finite \(norm nan\); lower"):
+        trained(NaNGuard(), advance=advance)
+    scaled = lambda scale: lambda state, batch: (state, {"loss": 1.0, "grad_norm": math.inf, "loss_scale": scale})
+    trained(NaNGuard(), advance=scaled(2.0))
+    with pytest.raises(GradientsNotFiniteError):
+        trained(NaNGuard(floor=2.0), advance=scaled(2.0))
+
+
 def losses(*values):
     given = iter(values)
     return lambda state, batch: (state, {"loss": next(given)})
@@ -147,9 +158,13 @@ def test_it_stops_when_the_loss_has_not_fallen_for_so_long():
 
 def test_it_goes_on_where_the_uninterrupted_run_would():
     early = EarlyStop("loss", patience=3)
-    assert [early.seen({"step": n, "loss": x}) for n, x in enumerate((2, 1, 1.5, 1.2), 1)] == [False] * 4
-    assert early.seen({"step": 5, "other": 0}) is False
-    assert early.seen({"step": 6, "loss": 1.1}) is True
+    for n, x in enumerate((2, 1, 1.5, 1.2), 1):
+        early.seen({"step": n, "loss": x})
+        assert not early.over
+    early.seen({"step": 5, "other": 0})
+    assert not early.over
+    early.seen({"step": 6, "loss": 1.1})
+    assert early.over
 
 
 def test_a_loss_of_a_measurement_that_never_falls_stops_at_that_step():

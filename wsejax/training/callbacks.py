@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .checkpoint import Checkpoints
-from .lossscale import check_gradients
+from .lossscale import FLOOR, check_gradients
 from .noise import NoiseScale
 from .rundir import MetricsLog
 from .tether import tether
@@ -30,20 +30,24 @@ class DivergedError(FloatingPointError):
 
 
 class NaNGuard(Callback):
-    """Ends the run when a loss is not finite, or gradients are not although the loss scale is as small as it may be.
+    """Ends the run when a loss is not finite, or gradients are not: with loss scaling, when its factor is as small as it may be.
 
-    advice: what to do, for the message. where: called with the step, says where the first such value came from ("" if unknown).
+    advice: what to do, for the message. floor: the least loss scale.
+    where: called with the step, says where the first such value came from ("" if unknown).
     """
 
-    def __init__(self, advice: str = "lower the learning rate", where: Callable[[int], str] = lambda step: ""):
-        self._advice, self._where = advice, where
+    def __init__(self, advice: str = "lower the learning rate", where: Callable[[int], str] = lambda step: "", floor: float = FLOOR):
+        self._advice, self._where, self._floor = advice, where, floor
 
     def row(self, trainer: Trainer, row: Row) -> None:
         """Raises DivergedError, or `lossscale.GradientsNotFiniteError`."""
-        if not math.isfinite(row["loss"]):
+        bad = "" if math.isfinite(row["loss"]) else f"the loss of step {row['step']} is {row['loss']}"
+        if not bad and "loss_scale" not in row and not math.isfinite(row.get("grad_norm", 0.0)):
+            bad = f"the gradients of step {row['step']} are not finite (norm {row['grad_norm']})"
+        if bad:
             found = self._where(row["step"])
-            raise DivergedError(f"the loss of step {row['step']} is {row['loss']}{found and f' ({found})'}; {self._advice}")
-        check_gradients(row)
+            raise DivergedError(f"{bad}{found and f' ({found})'}; {self._advice}")
+        check_gradients(row, self._floor)
 
 
 class Stopper(Callback):
@@ -83,15 +87,18 @@ class Periodic(Callback):
 class Noise(Callback):
     """Adds noise_scale, the ratio of the means so far (`NoiseScale`), to rows of a step that measures gradient noise.
 
-    decay: as of `NoiseScale`. Rows before the first of this process do not count.
+    decay: as of `NoiseScale`.
     """
 
     def __init__(self, decay: float = 0.99):
         self.found = NoiseScale(decay=decay)
 
-    def row(self, trainer: Trainer, row: Row) -> None:
+    def seen(self, row: Row) -> None:
         self.found.add(row)
         del self.found.rows[:-_REMEMBERED]
+
+    def row(self, trainer: Trainer, row: Row) -> None:
+        self.seen(row)
         if len(self.found) and math.isfinite(scale := self.found.b_simple):
             row["noise_scale"] = scale
 
@@ -112,7 +119,7 @@ class EarlyStop(Callback):
     """Stops when a metric has not fallen for so many of its measurements.
 
     metric: its name in the rows. patience: measurements in a row without a fall. least: a smaller fall is none. `best` is (step, value).
-    A run that goes on is told of earlier rows by `seen`, so that it stops where the uninterrupted one would.
+    `stopped`: it has stopped this trainer.
 
     Raises ValueError for a patience below 1, or a negative `least`.
     """
@@ -128,18 +135,25 @@ class EarlyStop(Callback):
         self.stopped = False
         self._metric, self._patience, self._least, self._say, self._worse = metric, patience, least, say, 0
 
-    def seen(self, row: Row) -> bool:
-        """Take a row into account. Returns whether it is time to stop."""
+    def seen(self, row: Row) -> None:
+        """Take a row into account."""
         if (value := row.get(self._metric)) is None:
-            return False
+            return
         if self.best is None or value < self.best[1] - self._least:
             self.best, self._worse = (row["step"], value), 0
         else:
             self._worse += 1
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to stop."""
         return self._worse >= self._patience
 
     def row(self, trainer: Trainer, row: Row) -> None:
-        if not self.stopped and self.seen(row):
+        if self.stopped:
+            return
+        self.seen(row)
+        if self.over:
             assert self.best is not None
             self.stopped = True
             self._say(f"{self._metric} was best after step {self.best[0]} ({self.best[1]:.4f}), {self._worse} measurements ago: stopping")

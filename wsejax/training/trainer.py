@@ -18,11 +18,15 @@ Advance = Callable[[Any, Any], tuple[Any, Any]]
 class Callback:
     """What happens round the steps. No hook does anything here; each is called on all callbacks in their order."""
 
+    def seen(self, row: Row) -> None:
+        """A row of an earlier start of this run, before `begin`: a run that goes on does as the uninterrupted one would."""
+
     def begin(self, trainer: Trainer) -> None:
         """Before the first step."""
 
     def before_step(self, trainer: Trainer) -> None:
-        """Between two steps; may replace `trainer.state` and `trainer.advance`, or call `trainer.stop()`."""
+        """Between two steps, unless a callback before it has stopped the run; may
+        replace `trainer.state` and `trainer.advance`, or call `trainer.stop()`."""
 
     def after_step(self, trainer: Trainer) -> None:
         """`trainer.step` is the step just taken; the devices may still be working on it."""
@@ -68,7 +72,10 @@ class Trainer:
         self._tell("begin")
         self.restart_clock()
         while not self.complete:
-            self._tell("before_step")
+            for callback in self.callbacks:
+                callback.before_step(self)
+                if self.stopped:
+                    break
             if self.stopped:
                 break
             self.state, metrics = self.advance(self.state, next(self.batches))

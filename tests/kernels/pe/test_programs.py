@@ -147,7 +147,7 @@ def wanted(name) -> list[np.ndarray]:
     return run(case_of(name), logical(LOGICAL))
 
 
-@pytest.mark.parametrize("maps", [15, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("maps", [8, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_defect_changes_a_bit(name, maps):
     @settings(max_examples=maps, suppress_health_check=list(HealthCheck))
