@@ -60,7 +60,8 @@ def test_a_run_on_a_wafer_is_the_run_off_it(folder, tmp_path):
     assert "dot_general" in (tmp_path / "on" / "audit.txt").read_text()
     for one, other in zip(on, off, strict=True):
         assert one.keys() == other.keys() >= {"loss", "soft_loss", "hard_loss", "agreement", "grad_norm", "learning_rate"}
-        np.testing.assert_allclose([one[key] for key in one], [other[key] for key in one], rtol=1e-4)
+        names = [name for name in one if not name.startswith("host_")]
+        np.testing.assert_allclose([one[name] for name in names], [other[name] for name in names], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
