@@ -253,7 +253,8 @@ mount -o remount,size=50m {disk}
 def test_a_run_that_hangs_is_killed_and_goes_on(whole, text, tmp_path, cached):  # noqa: F811
     """Hung for real: the training process is stopped by SIGSTOP behind a checkpoint."""
     out = tmp_path / "run"
-    flags = supervised(out, *SMALL, *PLAIN, *text, "--hang-seconds", "4")
+    # a validation, in which the stop may fall, has as long as compiling
+    flags = supervised(out, *SMALL, *PLAIN, *text, "--hang-seconds", "4", "--compile-seconds", "60")
     with subprocess.Popen(flags, cwd=ROOT, env=marked(cached, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as supervisor:
         wait_for(lambda: newest_checkpoint(out))
         os.kill(training(out) or 0, signal.SIGSTOP)
