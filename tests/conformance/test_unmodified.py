@@ -27,8 +27,12 @@ def test_a_program_gives_what_plain_jax_gives(name):
     assert_as_plain(PROGRAMS[name], on_wafer(PROGRAMS[name], (2, 2), (2, 2)))
 
 
-@pytest.mark.parametrize("tiles", [(2, 2), pytest.param((4, 4), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("name", slow_from(2))
+@pytest.mark.parametrize(
+    ("name", "tiles"),
+    [pytest.param(name, (2, 2), marks=[pytest.mark.slow] if p.seconds >= 2 else []) for name, p in PROGRAMS.items()]
+    + [pytest.param(name, (4, 4), marks=pytest.mark.slow) for name, p in PROGRAMS.items() if p.seconds < 8],
+    ids=str,
+)
 def test_a_program_gives_the_same_bits_on_every_device_mesh_and_what_plain_jax_gives(name, tiles):
     assert_as_plain_in_the_same_bits_on([(1, 1), (1, 2), (2, 2)], PROGRAMS[name], tiles)
 

@@ -281,7 +281,7 @@ def command(out: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [PLAIN, ON_WAFER], ids=["plain", "wafer"])
+@pytest.mark.parametrize("machine", [ON_WAFER], ids=["wafer"])
 def test_killed_three_times_it_ends_as_if_nothing_had_been(text, tmp_path, machine):
     """kill -9 whenever some more steps are written, and in the middle of saves; then once to the end."""
     flags = [*SMALL, *machine, *text, "--steps", "60"]

@@ -109,12 +109,12 @@ def test_the_fixed_grid_is_found_wherever_it_exists():
 
 @pytest.mark.slow
 def test_many_small_wafers():
-    """600 pairs and 1200."""
-    largest, spares = check_largest(range(1000, 1100), steps=2000), check_spares(range(1000, 1200), steps=2000)
+    """200 pairs and 400."""
+    largest, spares = check_largest(range(1000, 1034), steps=2000), check_spares(range(1000, 1067), steps=2000)
     print(largest, spares)
-    assert largest["bounded", "smaller"] <= 3 and largest["bounded", "undecided"] <= 25, largest
-    assert largest["beyond a row or column, undecided"] <= 25, largest
-    assert spares["missed"] == 0 and spares["undecided"] <= 25, spares
+    assert largest["bounded", "smaller"] <= 2 and largest["bounded", "undecided"] <= 12, largest
+    assert largest["beyond a row or column, undecided"] <= 12, largest
+    assert spares["missed"] == 0 and spares["undecided"] <= 12, spares
 
 
 def test_the_oracle_agrees_with_all_permutations():

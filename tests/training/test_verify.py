@@ -128,6 +128,16 @@ def test_what_is_gone_is_named(run, name, what):
     assert {check.what for check in found(run.verify(), TAMPERED)} == {what}
 
 
+def test_a_checkpoint_that_was_being_removed_is_no_tampering_unless_something_is_in_it(run):
+    """The run keeps those of steps 4 and 6; a kill came before the folder of step 2 was gone."""
+    (run.out / "checkpoints/2").mkdir()
+    verdict = run.verify()
+    assert not verdict.tampered and "removed it" in next(c.detail for c in verdict.checks if c.what == "checkpoint 2")
+    (run.out / "checkpoints/2/meta").mkdir()
+    (run.out / "checkpoints/2/meta/metadata").write_text("x")
+    assert {check.what for check in found(run.verify(), TAMPERED)} == {"checkpoint 2"}
+
+
 def test_what_no_entry_tells_of_is_named(run):
     (run.out / "checkpoints/6/state/more").write_text("x")
     (run.out / "checkpoints/3").mkdir()
